@@ -3,7 +3,7 @@
 
 use crate::array::{Array, Owner};
 use crate::errors::exception;
-use crate::loader::InFlight;
+use crate::running::InFlight;
 use paragon::loader::{self, ElementType, PixelLayout, Sources};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyIterator, PyTuple};
