@@ -128,7 +128,7 @@ impl Batch {
         PyBytes::new(py, self.held.batch.augment())
     }
 
-    /// The image of every sample: its path below the folder that the set was made from.
+    /// The image of every sample: its path, without extension, below the folder of the images.
     #[getter]
     fn images(&self, py: Python<'_>) -> PyResult<Vec<String>> {
         let records = self.held.batch.records();
