@@ -18,19 +18,12 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use std::ffi::CString;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::time::{Duration, Instant};
 
 /// How often a wait looks for Ctrl-C and for copies that have ended.
 const WAKE_INTERVAL: Duration = Duration::from_millis(50);
-
-/// What changes while a loader is used.
-struct State {
-    running: Option<Running>,
-    /// Number of the next batch.
-    next: u64,
-}
 
 /// Loads batches of LQ/HR pairs from sets of shards, with threads of its own.
 ///
@@ -46,7 +39,10 @@ pub struct Loader {
     endless: bool,
     pin_memory: bool,
     quiet: bool,
-    state: Mutex<State>,
+    running: Mutex<Option<Running>>,
+    /// Number of the next batch. It can be read while another thread, or the thread that a signal
+    /// handler interrupts, waits for that batch; it is written by who has `running`.
+    next: AtomicU64,
     /// The process that started the threads; 0 before the start.
     process: AtomicU32,
 }
@@ -72,12 +68,16 @@ impl Loader {
         )))
     }
 
-    /// The state; gives way to signals while another thread waits for a batch.
-    fn state(&self) -> PyResult<MutexGuard<'_, State>> {
+    fn next_number(&self) -> u64 {
+        self.next.load(Ordering::Relaxed)
+    }
+
+    /// Threads and slots; looks for Ctrl-C while another thread waits for a batch.
+    fn running(&self) -> PyResult<MutexGuard<'_, Option<Running>>> {
         loop {
-            match self.state.try_lock() {
-                Ok(state) => return Ok(state),
-                Err(TryLockError::Poisoned(state)) => return Ok(state.into_inner()),
+            match self.running.try_lock() {
+                Ok(running) => return Ok(running),
+                Err(TryLockError::Poisoned(running)) => return Ok(running.into_inner()),
                 Err(TryLockError::WouldBlock) => {
                     std::thread::sleep(Duration::from_millis(1));
                     Python::attach(|py| py.check_signals())?;
@@ -102,16 +102,16 @@ impl Loader {
 
     /// Waits for the next batch, unless its number is `end`. Runs without the GIL.
     fn wait(&self, end: Option<u64>) -> Waited {
-        let mut state = match self.state() {
-            Ok(state) => state,
+        let mut shared = match self.running() {
+            Ok(shared) => shared,
             Err(error) => return Waited::Raised(error),
         };
-        if end.is_some_and(|end| state.next >= end) {
+        if end.is_some_and(|end| self.next_number() >= end) {
             return Waited::End;
         }
-        let mut running = match state.running.take() {
+        let mut running = match shared.take() {
             Some(running) => running,
-            None => match self.start(state.next) {
+            None => match self.start(self.next_number()) {
                 Ok(running) => running,
                 Err(error) => return Waited::Failed(error),
             },
@@ -129,8 +129,9 @@ impl Loader {
             raised.is_some()
         });
         let reports = running.loader.reports();
-        state.next = running.loader.next_number();
-        state.running = Some(running);
+        let next = running.loader.next_number();
+        self.next.store(next, Ordering::Relaxed);
+        *shared = Some(running);
         match (outcome, raised) {
             (_, Some(error)) => Waited::Raised(error),
             (Ok(Some(batch)), None) => Waited::Batch(batch, reports),
@@ -273,10 +274,8 @@ impl Loader {
             endless,
             pin_memory,
             quiet,
-            state: Mutex::new(State {
-                running: None,
-                next: 0,
-            }),
+            running: Mutex::new(None),
+            next: 0.into(),
             process: 0.into(),
         };
         made.announce(py)?;
@@ -287,29 +286,27 @@ impl Loader {
     fn __iter__(slf: &Bound<'_, Self>) -> PyResult<BatchIterator> {
         let this = slf.get();
         this.check_process()?;
-        let next = slf.py().detach(|| this.state().map(|state| state.next))?;
         Ok(BatchIterator {
             loader: slf.clone().unbind(),
-            end: (!this.endless).then(|| this.epochs.end(next)),
+            end: (!this.endless).then(|| this.epochs.end(this.next_number())),
         })
     }
 
     /// Batches of the present epoch. Epochs differ by one where the batch does not divide them.
-    fn __len__(&self, py: Python<'_>) -> PyResult<usize> {
-        Ok(self.epochs.len(self.batch_number(py)?) as usize)
+    fn __len__(&self) -> usize {
+        self.epochs.len(self.next_number()) as usize
     }
 
     /// Number of the next batch, counted from the start of the training.
     #[getter]
-    fn batch_number(&self, py: Python<'_>) -> PyResult<u64> {
-        self.check_process()?;
-        py.detach(|| self.state().map(|state| state.next))
+    fn batch_number(&self) -> u64 {
+        self.next_number()
     }
 
     /// Number of the present epoch, from 0.
     #[getter]
-    fn epoch(&self, py: Python<'_>) -> PyResult<u64> {
-        Ok(self.epochs.of(self.batch_number(py)?))
+    fn epoch(&self) -> u64 {
+        self.epochs.of(self.next_number())
     }
 
     /// Samples of an epoch, of all ranks together.
@@ -341,8 +338,8 @@ impl Loader {
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         self.check_process()?;
         let stats = py.detach(|| {
-            self.state().map(|state| {
-                let running = state.running.as_ref();
+            self.running().map(|running| {
+                let running = running.as_ref();
                 running.map_or(LoaderStats::default(), |running| running.loader.stats())
             })
         })?;
@@ -357,7 +354,7 @@ impl Loader {
     /// The position, with what the order depends on.
     fn state_dict<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let dict = self.order(py)?;
-        dict.set_item("batch", self.batch_number(py)?)?;
+        dict.set_item("batch", self.next_number())?;
         Ok(dict)
     }
 
@@ -382,9 +379,9 @@ impl Loader {
         let batch = state.get_item("batch")?.ok_or_else(|| missing("batch"))?;
         let batch: u64 = batch.extract()?;
         py.detach(|| {
-            let mut state = self.state()?;
-            state.running = None;
-            state.next = batch;
+            let mut running = self.running()?;
+            *running = None;
+            self.next.store(batch, Ordering::Relaxed);
             Ok(())
         })
     }
@@ -394,7 +391,7 @@ impl Loader {
     fn close(&self, py: Python<'_>) -> PyResult<()> {
         self.check_process()?;
         py.detach(|| {
-            self.state()?.running = None;
+            *self.running()? = None;
             Ok(())
         })
     }
@@ -473,8 +470,8 @@ impl BatchIterator {
         self.loader.get().next_batch(py, self.end)
     }
 
-    fn __length_hint__(&self, py: Python<'_>) -> PyResult<usize> {
-        let next = self.loader.get().batch_number(py)?;
-        Ok(self.end.map_or(0, |end| end.saturating_sub(next) as usize))
+    fn __length_hint__(&self) -> usize {
+        let next = self.loader.get().next_number();
+        self.end.map_or(0, |end| end.saturating_sub(next) as usize)
     }
 }

@@ -122,6 +122,22 @@ def test_a_state_goes_on_in_the_middle_of_an_epoch(shards):
         one.load_state_dict({})
 
 
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="signals of Unix")
+def test_a_signal_handler_can_take_the_state_while_a_batch_is_waited_for(shards):
+    one = loader(shards, slots=2, endless=True)
+    stream = iter(one)
+    held = [next(stream), next(stream)]
+    states = []
+    before = signal.signal(signal.SIGALRM, lambda *_: states.append(one.state_dict()["batch"]))
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    try:
+        with pytest.raises(paragon.Error):
+            next(stream)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert states == [2] and held
+
+
 def test_several_sets_with_weights(shards):
     mixed = loader([shards, str(shards)], weights=[3, 1], batch_size=8)
     assert mixed.samples == 144
