@@ -9,7 +9,6 @@ tiles, in WORK. Then these run in turn:
 
   torch     PyTorch DataLoader: OpenCV decodes the tiles, aligned random crop, flips, transposition, float32 CHW
   litdata   LitData, zstd (each sample by itself, the faster of its modes), the same augmentation and tensors
-  ffcv      FFCV, raw uint8 pairs, flips and transposition by its own operations, float32 CHW; where it is installed
   paragon.Loader  the Python module: float32 NCHW tensors, augmented; and u8 NHWC, flips and turns off
   paragon   `paragon bench loader`, compressed and raw, u8 batches with augmentation codes as training uses them
 
@@ -20,7 +19,6 @@ Needs torch, numpy, pillow, opencv-python-headless, litdata and the module parag
 """
 import argparse
 import glob
-import importlib.util
 import json
 import os
 import random
@@ -139,40 +137,6 @@ def litdata_loader(work, workers):
     return endless()
 
 
-def ffcv_loader(work, workers):
-    """Reads a file of whole pairs, each one array: HR above the LQ that is padded to its width."""
-    import numpy as np
-    from ffcv.fields import NDArrayField
-    from ffcv.fields.decoders import NDArrayDecoder
-    from ffcv.loader import Loader, OrderOption
-    from ffcv.transforms import ToTensor
-    from ffcv.writer import DatasetWriter
-
-    path = f"{work}/pairs.beton"
-    if not os.path.exists(path):
-        pairs = [pair for name in sorted(os.listdir(f"{work}/tiles/hr")) for pair in tile_pairs((f"{work}/tiles", name))]
-
-        class Pairs:
-            def __len__(self):
-                return len(pairs)
-
-            def __getitem__(self, i):
-                return pairs[i]["lq"], np.ascontiguousarray(pairs[i]["hr"])
-
-        fields = {"lq": NDArrayField(np.dtype("uint8"), (LQ, LQ, 3)), "hr": NDArrayField(np.dtype("uint8"), (HR, HR, 3))}
-        DatasetWriter(path, fields, num_workers=1).from_indexed_dataset(Pairs())
-    loader = Loader(path, batch_size=BATCH, num_workers=max(1, workers), order=OrderOption.RANDOM, drop_last=True,
-                    pipelines={"lq": [NDArrayDecoder(), ToTensor()], "hr": [NDArrayDecoder(), ToTensor()]})
-    while True:
-        for batch in loader:
-            # FFCV has no operation that flips two fields alike, so PyTorch does it for the whole batch.
-            coins = [random.random() < 0.5 for _ in range(3)]
-            axes = [axis for axis, coin in zip((2, 1), coins) if coin]
-            turned = [image.flip(axes) if axes else image for image in batch]
-            turned = [image.transpose(1, 2) if coins[2] else image for image in turned]
-            yield [image.permute(0, 3, 1, 2).float().div_(255) for image in turned]
-
-
 def module_loader(work, threads, codec, **options):
     import paragon
 
@@ -183,7 +147,6 @@ def module_loader(work, threads, codec, **options):
 LOADERS = {
     "torch": torch_loader,
     "litdata": litdata_loader,
-    "ffcv": ffcv_loader,
     "float32-predict": lambda work, threads: module_loader(work, threads, "predict"),
     "float32-raw": lambda work, threads: module_loader(work, threads, "raw"),
     "uint8-predict": lambda work, threads: module_loader(work, threads, "predict", dtype="uint8", layout="NHWC", augment=False),
@@ -282,8 +245,6 @@ def main():
 
     rows = [("PyTorch DataLoader, PNG tiles, %d workers", lambda n: python("torch", n), (0, 2)),
             ("LitData, zstd, %d workers", lambda n: python("litdata", n), (0, 2))]
-    if importlib.util.find_spec("ffcv"):
-        rows.append(("FFCV, raw, %d workers", lambda n: python("ffcv", n), (1, 2)))
     rows += [("paragon.Loader, float32 NCHW tensors, compressed, %d threads", lambda n: python("float32-predict", n), (1, 2)),
              ("paragon.Loader, float32 NCHW tensors, raw, %d threads", lambda n: python("float32-raw", n), (1, 2)),
              ("paragon.Loader, uint8 NHWC, compressed, %d threads", lambda n: python("uint8-predict", n), (1, 2)),

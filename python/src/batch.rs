@@ -3,7 +3,7 @@
 
 use crate::array::{Array, Owner};
 use crate::errors::exception;
-use crate::loader::InFlight;
+use crate::running::InFlight;
 use paragon::loader::{self, ElementType, PixelLayout, Sources};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyIterator, PyTuple};
@@ -128,7 +128,7 @@ impl Batch {
         PyBytes::new(py, self.held.batch.augment())
     }
 
-    /// The image of every sample: its path below the folder that the set was made from.
+    /// The image of every sample: its path, without extension, below the folder of the images.
     #[getter]
     fn images(&self, py: Python<'_>) -> PyResult<Vec<String>> {
         let records = self.held.batch.records();

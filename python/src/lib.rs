@@ -8,6 +8,7 @@ mod errors;
 mod loader;
 mod options;
 mod position;
+mod running;
 mod shard_set;
 
 use pyo3::prelude::*;

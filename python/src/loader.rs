@@ -3,10 +3,11 @@
 //! threads start with the first batch and end with the loader, and that a forked child is refused.
 
 use crate::array::element_name;
-use crate::batch::{Batch, BatchShape, HeldBatch};
+use crate::batch::{Batch, BatchShape};
 use crate::errors::{exception, wrong_argument};
 use crate::options;
 use crate::position::Epochs;
+use crate::running::{InFlight, Running, check_pinning, pinned_block};
 use paragon::loader::{
     self, LoaderBound, LoaderConfig, LoaderStats, PixelLayout, Sources, bound, usual_slots,
 };
@@ -16,99 +17,13 @@ use pyo3::exceptions::{PyRuntimeError, PyRuntimeWarning, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use std::ffi::CString;
-use std::mem::ManuallyDrop;
 use std::path::PathBuf;
-use std::ptr::NonNull;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::time::{Duration, Instant};
 
 /// How often a wait looks for Ctrl-C and for copies that have ended.
 const WAKE_INTERVAL: Duration = Duration::from_millis(50);
-
-/// Locks against other threads of this process.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Batches that a device still reads, each with the event that ends it.
-#[derive(Default)]
-pub struct InFlight(Mutex<Vec<(Py<PyAny>, Arc<HeldBatch>)>>);
-
-impl Drop for InFlight {
-    /// Waits for the copies, because the memory is free afterwards.
-    fn drop(&mut self) {
-        let all = std::mem::take(&mut *lock(&self.0));
-        if !all.is_empty() {
-            Python::try_attach(|py| {
-                for (event, _) in &all {
-                    // an event that cannot be waited for has failed with its device
-                    let _ = event.call_method0(py, "synchronize");
-                }
-            });
-        }
-    }
-}
-
-impl InFlight {
-    /// Keeps a batch until `event.query()` is true.
-    pub fn add(&self, event: Py<PyAny>, batch: Arc<HeldBatch>) {
-        lock(&self.0).push((event, batch));
-    }
-
-    /// Lets those go whose events have ended.
-    fn reclaim(&self, py: Python<'_>) -> PyResult<()> {
-        // Not under the lock: `query` runs Python.
-        let all = std::mem::take(&mut *lock(&self.0));
-        let (mut kept, mut outcome) = (Vec::new(), Ok(()));
-        for (event, batch) in all {
-            match event
-                .call_method0(py, "query")
-                .and_then(|done| done.is_truthy(py))
-            {
-                Ok(true) => {}
-                Ok(false) => kept.push((event, batch)),
-                Err(error) => {
-                    kept.push((event, batch));
-                    outcome = Err(error);
-                }
-            }
-        }
-        lock(&self.0).extend(kept);
-        outcome
-    }
-
-    fn is_empty(&self) -> bool {
-        lock(&self.0).is_empty()
-    }
-}
-
-/// The threads and slots of a loader, with the process that has them.
-struct Running {
-    loader: ManuallyDrop<loader::Loader>,
-    process: u32,
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // A forked child has none of the threads and would wait for them for ever.
-        if self.process != std::process::id() {
-            return;
-        }
-        // The GIL must be free: a thread that ends may release pinned memory, which needs it.
-        // SAFETY: dropped here only, once
-        let mut drop_loader = || unsafe { ManuallyDrop::drop(&mut self.loader) };
-        if Python::try_attach(|py| py.detach(&mut drop_loader)).is_none() {
-            drop_loader();
-        }
-    }
-}
-
-/// What changes while a loader is used.
-struct State {
-    running: Option<Running>,
-    /// Number of the next batch.
-    next: u64,
-}
 
 /// Loads batches of LQ/HR pairs from sets of shards, with threads of its own.
 ///
@@ -124,9 +39,12 @@ pub struct Loader {
     endless: bool,
     pin_memory: bool,
     quiet: bool,
-    state: Mutex<State>,
+    running: Mutex<Option<Running>>,
+    /// Number of the next batch. It can be read while another thread, or the thread that a signal
+    /// handler interrupts, waits for that batch; it is written by who has `running`.
+    next: AtomicU64,
     /// The process that started the threads; 0 before the start.
-    process: std::sync::atomic::AtomicU32,
+    process: AtomicU32,
 }
 
 /// How a wait for a batch ended.
@@ -139,7 +57,7 @@ enum Waited {
 
 impl Loader {
     fn check_process(&self) -> PyResult<()> {
-        let started = self.process.load(std::sync::atomic::Ordering::Relaxed);
+        let started = self.process.load(Ordering::Relaxed);
         let here = std::process::id();
         if started == 0 || started == here {
             return Ok(());
@@ -150,12 +68,16 @@ impl Loader {
         )))
     }
 
-    /// The state; gives way to signals while another thread waits for a batch.
-    fn state(&self) -> PyResult<MutexGuard<'_, State>> {
+    fn next_number(&self) -> u64 {
+        self.next.load(Ordering::Relaxed)
+    }
+
+    /// Threads and slots; looks for Ctrl-C while another thread waits for a batch.
+    fn running(&self) -> PyResult<MutexGuard<'_, Option<Running>>> {
         loop {
-            match self.state.try_lock() {
-                Ok(state) => return Ok(state),
-                Err(TryLockError::Poisoned(state)) => return Ok(state.into_inner()),
+            match self.running.try_lock() {
+                Ok(running) => return Ok(running),
+                Err(TryLockError::Poisoned(running)) => return Ok(running.into_inner()),
                 Err(TryLockError::WouldBlock) => {
                     std::thread::sleep(Duration::from_millis(1));
                     Python::attach(|py| py.check_signals())?;
@@ -174,27 +96,22 @@ impl Loader {
         let heap: Allocate<'_> = &HostBlock::heap;
         let allocate = if self.pin_memory { pinned } else { heap };
         let loader = loader::Loader::start_in(self.shape.sources.clone(), config, allocate)?;
-        let process = std::process::id();
-        self.process
-            .store(process, std::sync::atomic::Ordering::Relaxed);
-        Ok(Running {
-            loader: ManuallyDrop::new(loader),
-            process,
-        })
+        self.process.store(std::process::id(), Ordering::Relaxed);
+        Ok(Running::new(loader))
     }
 
     /// Waits for the next batch, unless its number is `end`. Runs without the GIL.
     fn wait(&self, end: Option<u64>) -> Waited {
-        let mut state = match self.state() {
-            Ok(state) => state,
+        let mut shared = match self.running() {
+            Ok(shared) => shared,
             Err(error) => return Waited::Raised(error),
         };
-        if end.is_some_and(|end| state.next >= end) {
+        if end.is_some_and(|end| self.next_number() >= end) {
             return Waited::End;
         }
-        let mut running = match state.running.take() {
+        let mut running = match shared.take() {
             Some(running) => running,
-            None => match self.start(state.next) {
+            None => match self.start(self.next_number()) {
                 Ok(running) => running,
                 Err(error) => return Waited::Failed(error),
             },
@@ -212,8 +129,9 @@ impl Loader {
             raised.is_some()
         });
         let reports = running.loader.reports();
-        state.next = running.loader.next_number();
-        state.running = Some(running);
+        let next = running.loader.next_number();
+        self.next.store(next, Ordering::Relaxed);
+        *shared = Some(running);
         match (outcome, raised) {
             (_, Some(error)) => Waited::Raised(error),
             (Ok(Some(batch)), None) => Waited::Batch(batch, reports),
@@ -261,38 +179,6 @@ impl Loader {
             }
         )
     }
-}
-
-/// Memory that PyTorch has pinned.
-fn pinned_block(py: Python<'_>, bytes: usize) -> PyResult<HostBlock> {
-    let torch = py.import("torch")?;
-    let options = PyDict::new(py);
-    options.set_item("dtype", torch.getattr("uint8")?)?;
-    options.set_item("pin_memory", true)?;
-    let tensor = torch.call_method("empty", (bytes,), Some(&options))?;
-    let start: usize = tensor.call_method0("data_ptr")?.extract()?;
-    let start = NonNull::new(start as *mut u8)
-        .ok_or_else(|| PyRuntimeError::new_err("PyTorch gave no pinned memory"))?;
-    let tensor = tensor.unbind();
-    // SAFETY: the tensor owns `bytes` bytes, nobody else has it, and it is kept until the release
-    Ok(unsafe {
-        // Without an interpreter there is no tensor to free.
-        HostBlock::foreign(start, bytes, move |_, _| {
-            Python::try_attach(|_| drop(tensor));
-        })
-    })
-}
-
-/// Where pinned memory cannot be had, says so before anything starts.
-fn check_pinning(py: Python<'_>) -> PyResult<()> {
-    let torch = py.import("torch")?;
-    let cuda = torch.getattr("cuda")?.call_method0("is_available")?;
-    if cuda.is_truthy()? {
-        return Ok(());
-    }
-    Err(PyValueError::new_err(
-        "pin_memory=True needs CUDA, and torch.cuda.is_available() is False; leave it out",
-    ))
 }
 
 #[pymethods]
@@ -388,10 +274,8 @@ impl Loader {
             endless,
             pin_memory,
             quiet,
-            state: Mutex::new(State {
-                running: None,
-                next: 0,
-            }),
+            running: Mutex::new(None),
+            next: 0.into(),
             process: 0.into(),
         };
         made.announce(py)?;
@@ -402,29 +286,27 @@ impl Loader {
     fn __iter__(slf: &Bound<'_, Self>) -> PyResult<BatchIterator> {
         let this = slf.get();
         this.check_process()?;
-        let next = slf.py().detach(|| this.state().map(|state| state.next))?;
         Ok(BatchIterator {
             loader: slf.clone().unbind(),
-            end: (!this.endless).then(|| this.epochs.end(next)),
+            end: (!this.endless).then(|| this.epochs.end(this.next_number())),
         })
     }
 
     /// Batches of the present epoch. Epochs differ by one where the batch does not divide them.
-    fn __len__(&self, py: Python<'_>) -> PyResult<usize> {
-        Ok(self.epochs.len(self.batch_number(py)?) as usize)
+    fn __len__(&self) -> usize {
+        self.epochs.len(self.next_number()) as usize
     }
 
     /// Number of the next batch, counted from the start of the training.
     #[getter]
-    fn batch_number(&self, py: Python<'_>) -> PyResult<u64> {
-        self.check_process()?;
-        py.detach(|| self.state().map(|state| state.next))
+    fn batch_number(&self) -> u64 {
+        self.next_number()
     }
 
     /// Number of the present epoch, from 0.
     #[getter]
-    fn epoch(&self, py: Python<'_>) -> PyResult<u64> {
-        Ok(self.epochs.of(self.batch_number(py)?))
+    fn epoch(&self) -> u64 {
+        self.epochs.of(self.next_number())
     }
 
     /// Samples of an epoch, of all ranks together.
@@ -456,8 +338,8 @@ impl Loader {
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         self.check_process()?;
         let stats = py.detach(|| {
-            self.state().map(|state| {
-                let running = state.running.as_ref();
+            self.running().map(|running| {
+                let running = running.as_ref();
                 running.map_or(LoaderStats::default(), |running| running.loader.stats())
             })
         })?;
@@ -472,7 +354,7 @@ impl Loader {
     /// The position, with what the order depends on.
     fn state_dict<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let dict = self.order(py)?;
-        dict.set_item("batch", self.batch_number(py)?)?;
+        dict.set_item("batch", self.next_number())?;
         Ok(dict)
     }
 
@@ -497,9 +379,9 @@ impl Loader {
         let batch = state.get_item("batch")?.ok_or_else(|| missing("batch"))?;
         let batch: u64 = batch.extract()?;
         py.detach(|| {
-            let mut state = self.state()?;
-            state.running = None;
-            state.next = batch;
+            let mut running = self.running()?;
+            *running = None;
+            self.next.store(batch, Ordering::Relaxed);
             Ok(())
         })
     }
@@ -509,7 +391,7 @@ impl Loader {
     fn close(&self, py: Python<'_>) -> PyResult<()> {
         self.check_process()?;
         py.detach(|| {
-            self.state()?.running = None;
+            *self.running()? = None;
             Ok(())
         })
     }
@@ -588,8 +470,8 @@ impl BatchIterator {
         self.loader.get().next_batch(py, self.end)
     }
 
-    fn __length_hint__(&self, py: Python<'_>) -> PyResult<usize> {
-        let next = self.loader.get().batch_number(py)?;
-        Ok(self.end.map_or(0, |end| end.saturating_sub(next) as usize))
+    fn __length_hint__(&self) -> usize {
+        let next = self.loader.get().next_number();
+        self.end.map_or(0, |end| end.saturating_sub(next) as usize)
     }
 }

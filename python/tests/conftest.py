@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import threading
 
 import pytest
 
@@ -34,12 +33,12 @@ def shards(photos, tmp_path_factory):
 
 @pytest.fixture
 def threads_now():
-    """Threads of this process whose names are those of the loader."""
+    """Counts the threads of this process that have the names of the loader's."""
+    if not os.path.isdir("/proc/self/task"):
+        pytest.skip("needs /proc")
 
     def count():
         task = f"/proc/{os.getpid()}/task"
-        if not os.path.isdir(task):
-            return threading.active_count()
         names = []
         for thread in os.listdir(task):
             try:

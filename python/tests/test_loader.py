@@ -118,8 +118,24 @@ def test_a_state_goes_on_in_the_middle_of_an_epoch(shards):
     assert [(batch.records, batch.augmentation) for batch in one] == expected
     with pytest.raises(ValueError, match="seed=2 and this loader has seed=3"):
         loader(shards, seed=3).load_state_dict(state)
-    with pytest.raises(ValueError, match="no 'fingerprint'"):
+    with pytest.raises(ValueError, match='no "fingerprint"'):
         one.load_state_dict({})
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="signals of Unix")
+def test_a_signal_handler_can_take_the_state_while_a_batch_is_waited_for(shards):
+    one = loader(shards, slots=2, endless=True)
+    stream = iter(one)
+    held = [next(stream), next(stream)]
+    states = []
+    before = signal.signal(signal.SIGALRM, lambda *_: states.append(one.state_dict()["batch"]))
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    try:
+        with pytest.raises(paragon.Error):
+            next(stream)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert states == [2] and held
 
 
 def test_several_sets_with_weights(shards):
@@ -225,7 +241,6 @@ def resources():
     return pages * os.sysconf("SC_PAGESIZE"), len(os.listdir("/proc/self/fd"))
 
 
-@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
 def test_a_thousand_abandoned_iterators_leave_nothing(shards, threads_now):
     def abandon(n):
         one = loader(shards, threads=1 + n % 8, seed=n, dtype=["float32", "uint8"][n % 2])
@@ -283,13 +298,13 @@ def test_a_damaged_record_is_named(photos, tmp_path):
     data = bytearray(shard.read_bytes())
     data[5000] ^= 255
     shard.write_bytes(data)
-    with pytest.raises(paragon.DamagedError, match=r"shard-00000\.psh.*record \d+.*\.png"):
+    with pytest.raises(paragon.DamagedError, match=r"shard-00000\.psh.*record \d+.*image 0000\d\d"):
         for _ in loader(tmp_path / "set"):
             pass
     with pytest.warns(RuntimeWarning, match="takes its place"):
         replaced = loader(tmp_path / "set", on_corrupt="substitute")
         assert sum(len(batch) for batch in replaced) == 72
-    assert replaced.stats()["substituted"] == 1
+    assert replaced.stats()["substituted"] >= 1  # the threads are in the next epoch already
     found = paragon.ShardSet(tmp_path / "set").verify()
     assert found["pairs"] == 72 and len(found["damaged"]) == 1
 
@@ -318,6 +333,7 @@ def test_wrong_arguments_are_named(shards, options, error, text):
         paragon.Loader(**{"shards": shards, "quiet": True, **options})
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of Unix")
 def test_ctrl_c_ends_a_wait(shards):
     # All slots are held, so `next` waits; the signal must end it long before the error does.
     code = f"""
@@ -364,7 +380,6 @@ print(os.waitstatus_to_exitcode(status), next(iter(one)).number)
     assert done.stdout == "0 1\n", done.stderr
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="signals of Unix")
 def test_the_gil_is_free_while_a_batch_is_waited_for(shards):
     stream = iter(loader(shards, slots=2, endless=True))
     held = [next(stream), next(stream)]

@@ -22,7 +22,7 @@ def test_a_set_is_made_and_read(photos, tmp_path):
     lq, hr = pairs[0]
     assert lq.shape == (16, 16, 3) and hr.shape == (32, 32, 3) and hr.dtype == "uint8"
     image, x, y = pairs.source(0)
-    assert image.endswith(".png") and (x, y) == (0, 0)
+    assert (image, x, y) == ("000000", 0, 0)
     assert sum(count for _, count in pairs.images()) == 72 and len(pairs.images()) == 12
     assert np.array_equal(np.asarray(pairs[-1][1]), np.asarray(pairs[71][1]))
     for index in (72, -73):
@@ -76,11 +76,11 @@ def test_the_command_is_installed(shards):
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of Unix")
 def test_ctrl_c_ends_the_command_as_in_the_program(shards):
     words = [sys.executable, "-m", "paragon", "bench", "loader", "--shards", str(shards), "--seconds", "60", "--network", "none"]
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    process.stderr.readline()
-    time.sleep(0.3)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(10) == -signal.SIGINT
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        process.stderr.readline()
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == -signal.SIGINT
 
 
 def test_the_module_does_not_import_numpy_or_torch():

@@ -3,6 +3,7 @@
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -62,7 +63,7 @@ def test_the_dicts_are_those_of_the_trainers(shards):
         assert set(data) == {"lq", "gt", "lq_path", "gt_path"}
         assert data["lq"].shape == (4, 3, 16, 16) and data["gt"].shape == (4, 3, 32, 32)
         assert data["gt"].dtype == torch.float32 and 0 <= data["gt"].min() and data["gt"].max() <= 1
-        assert len(data["lq_path"]) == 4 and data["gt_path"][0].endswith(".png")
+        assert len(data["lq_path"]) == 4 and data["gt_path"][0].startswith("0000")
         count += 1
     assert count == len(loader) == 18
     names = {name for name, _ in pairs.images()}
@@ -130,7 +131,7 @@ def test_the_training_script_of_the_documentation_runs(photos, tmp_path):
     scripts = re.findall(r"```python\n(# train\.py.*?)```", page.read_text(), re.DOTALL)
     assert len(scripts) == 1 and len(scripts[0].splitlines()) <= 32
     (tmp_path / "train.py").write_text(scripts[0])
-    os.symlink(photos, tmp_path / "photos")
+    shutil.copytree(photos, tmp_path / "photos")
     environment = {**os.environ, "LQ_SIZE": "16", "EPOCHS": "1"}
     done = subprocess.run([sys.executable, "train.py"], cwd=tmp_path, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr

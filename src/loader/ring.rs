@@ -167,8 +167,8 @@ impl Loader {
                 scratch: scratch_for_thread(&sources, &config)?,
                 degrader: SampleDegrader::new(&sources, &config)?,
                 converter: config.conversion.map(|conversion| {
-                    let side = config.lq_size * sources.scale() as usize;
-                    Converter::new(conversion, side, Isa::detect())
+                    let scale = sources.scale() as usize;
+                    Converter::new(conversion, config.lq_size, scale, Isa::detect())
                 }),
                 order: order.clone(),
                 sources: sources.clone(),
@@ -423,7 +423,7 @@ impl Filler {
 
     /// Fills a slot with batch `number`.
     fn fill(&mut self, number: u64, slot: &mut Slot) -> Result<()> {
-        let (count, element_bytes) = (self.config.batch, self.layout.element_bytes);
+        let count = self.config.batch;
         self.fetch_ahead(number);
         let (lq, rest) = slot.block.split_at_mut(self.layout.lq);
         let (hr, augment) = rest.split_at_mut(self.layout.hr - self.layout.lq);
@@ -440,12 +440,8 @@ impl Filler {
             let record = self.read(&sample, lq, hr)?;
             slot.records[i] = self.sources.global_number(sample.set, record);
             if let (Some(converter), Some(out)) = (&mut self.converter, &mut slot.converted) {
-                let (lq_bytes, hr_bytes) = (lq.len() * element_bytes, hr.len() * element_bytes);
-                let (out_lq, out_hr) = out.split_at_mut(self.layout.lq * element_bytes);
-                let (lq_side, scale) = (self.config.lq_size, self.sources.scale() as usize);
-                let (out_lq, out_hr) = (&mut out_lq[i * lq_bytes..], &mut out_hr[i * hr_bytes..]);
-                converter.convert(sample.augment, lq_side, lq, &mut out_lq[..lq_bytes]);
-                converter.convert(sample.augment, lq_side * scale, hr, &mut out_hr[..hr_bytes]);
+                let out = out.split_at_mut(self.layout.lq * self.layout.element_bytes);
+                converter.convert_pair(i, sample.augment, (lq, hr), out);
             }
         }
         Ok(())
