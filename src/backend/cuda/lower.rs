@@ -68,11 +68,11 @@ fn fused(l: &mut Lowering<'_>, plan: &PlanData, at: usize) -> Result<bool> {
         return Ok(false);
     }
     match (&plan.ops[at], &plan.ops[at + 1]) {
-        (Op::Unpack(unpack), Op::Conv(conv)) => {
+        (Op::Unpack(unpack), Op::Conv(conv)) if conv::is_tuned(conv) => {
             l.begin(at + 1);
             conv::forward(l, conv, Some(unpack))?;
         }
-        (Op::Reconstruct(end), Op::PixelLoss(loss)) => {
+        (Op::Reconstruct(end), Op::PixelLoss(loss)) if reconstruct::is_tuned(end) => {
             reconstruct::forward(l, end, Some(loss))?;
             l.begin(at + 1);
             pixels::defer_loss(l, loss, reconstruct::loss_blocks(end))?;

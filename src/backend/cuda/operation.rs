@@ -2,12 +2,12 @@
 //! one file with an implementation of [`CudaOperation`], and one row in [`of`].
 
 use super::lowering::Lowering;
-use super::{conv, nano, optimizer, pixels, reconstruct, structural};
+use super::{conv, nano, optimizer, pixels, plain, reconstruct, structural};
 use crate::plan::{
     Conv, ConvBack, NanoBlock, NanoBlockBack, Op, PixelLoss, Precision, Reconstruct,
     ReconstructBack, StructuralLoss, Unpack, Update,
 };
-use anyhow::{Result, ensure};
+use anyhow::Result;
 
 /// An operation of a plan as CUDA runs it.
 pub(super) trait CudaOperation {
@@ -20,7 +20,7 @@ pub(super) trait CudaOperation {
     }
 
     /// Workspace bytes.
-    fn workspace(&self) -> u64 {
+    fn workspace(&self, _: Precision) -> u64 {
         0
     }
 
@@ -47,7 +47,7 @@ pub(super) trait CudaOperation {
     fn lower(&self, l: &mut Lowering<'_>) -> Result<()>;
 }
 
-/// CUDA's side of an operation; `None` if it has none yet.
+/// CUDA's side of an operation; `None` if it has none. Every operation has one today.
 pub(super) fn of(op: &Op) -> Option<&dyn CudaOperation> {
     match op {
         Op::Unpack(o) => Some(o),
@@ -60,29 +60,29 @@ pub(super) fn of(op: &Op) -> Option<&dyn CudaOperation> {
         Op::PixelLoss(o) => Some(o),
         Op::StructuralLoss(o) => Some(o),
         Op::Update(o) => Some(o),
-        Op::Activate(_)
-        | Op::ActivateBack(_)
-        | Op::Gate(_)
-        | Op::GateBack(_)
-        | Op::Concat(_)
-        | Op::ConcatBack(_)
-        | Op::ScaledSum(_)
-        | Op::ScaledSumBack(_)
-        | Op::Accumulate(_)
-        | Op::Shuffle(_)
-        | Op::ShuffleBack(_)
-        | Op::ComposeConv(_)
-        | Op::ComposeConvBack(_)
-        | Op::RmsNorm(_)
-        | Op::RmsNormBack(_)
-        | Op::WindowAttention(_)
-        | Op::WindowAttentionBack(_)
-        | Op::ChannelAttention(_)
-        | Op::ChannelAttentionBack(_)
-        | Op::TokenAttention(_)
-        | Op::TokenAttentionBack(_)
-        | Op::StreamBlock(_)
-        | Op::StreamBlockBack(_) => None,
+        Op::Activate(o) => Some(o),
+        Op::ActivateBack(o) => Some(o),
+        Op::Gate(o) => Some(o),
+        Op::GateBack(o) => Some(o),
+        Op::Concat(o) => Some(o),
+        Op::ConcatBack(o) => Some(o),
+        Op::ScaledSum(o) => Some(o),
+        Op::ScaledSumBack(o) => Some(o),
+        Op::Accumulate(o) => Some(o),
+        Op::Shuffle(o) => Some(o),
+        Op::ShuffleBack(o) => Some(o),
+        Op::ComposeConv(o) => Some(o),
+        Op::ComposeConvBack(o) => Some(o),
+        Op::RmsNorm(o) => Some(o),
+        Op::RmsNormBack(o) => Some(o),
+        Op::WindowAttention(o) => Some(o),
+        Op::WindowAttentionBack(o) => Some(o),
+        Op::ChannelAttention(o) => Some(o),
+        Op::ChannelAttentionBack(o) => Some(o),
+        Op::TokenAttention(o) => Some(o),
+        Op::TokenAttentionBack(o) => Some(o),
+        Op::StreamBlock(o) => Some(o),
+        Op::StreamBlockBack(o) => Some(o),
     }
 }
 
@@ -94,42 +94,50 @@ impl CudaOperation for Unpack {
 
 impl CudaOperation for Conv {
     fn check(&self) -> Result<()> {
-        ensure!(
-            self.is_plain_3x3(),
-            "only plain 3x3 convolutions are supported"
-        );
-        conv::check_channels(self)
+        if conv::is_tuned(self) {
+            return Ok(());
+        }
+        plain::conv::check(self)
     }
 
     fn lower(&self, l: &mut Lowering<'_>) -> Result<()> {
-        conv::forward(l, self, None)
+        if conv::is_tuned(self) {
+            return conv::forward(l, self, None);
+        }
+        plain::conv::lower(l, self)
     }
 }
 
 impl CudaOperation for ConvBack {
     fn check(&self) -> Result<()> {
-        ensure!(
-            self.accumulates && self.d_input.is_none_or(|d| !d.add),
-            "gradients that are added to others are not supported"
-        );
         self.forward.check()
     }
 
-    fn workspace(&self) -> u64 {
-        conv::workspace(self)
+    fn workspace(&self, _: Precision) -> u64 {
+        if conv::is_tuned_back(self) {
+            return conv::workspace(self);
+        }
+        plain::conv::workspace(self)
     }
 
     fn carry(&self) -> u64 {
-        8 * conv::sum_count(self) as u64
+        if conv::is_tuned_back(self) {
+            return 8 * conv::sum_count(self) as u64;
+        }
+        plain::conv::carry(self)
     }
 
-    /// The sums of the last slice; those of an earlier slice are added to the carried totals at once.
+    /// The sums of the last slice; those of an earlier slice are added to the carried totals at
+    /// once, and those of the plain kernels always.
     fn defers_sums(&self) -> bool {
-        self.slice.last
+        self.slice.last && conv::is_tuned_back(self)
     }
 
     fn lower(&self, l: &mut Lowering<'_>) -> Result<()> {
-        conv::backward(l, self)
+        if conv::is_tuned_back(self) {
+            return conv::backward(l, self);
+        }
+        plain::conv::lower_back(l, self)
     }
 }
 
@@ -140,7 +148,7 @@ impl CudaOperation for NanoBlock {
 }
 
 impl CudaOperation for NanoBlockBack {
-    fn workspace(&self) -> u64 {
+    fn workspace(&self, _: Precision) -> u64 {
         nano::workspace(self)
     }
 
@@ -154,22 +162,52 @@ impl CudaOperation for NanoBlockBack {
 }
 
 impl CudaOperation for Reconstruct {
+    fn check(&self) -> Result<()> {
+        if reconstruct::is_tuned(self) {
+            return Ok(());
+        }
+        plain::reconstruct::check(self)
+    }
+
+    fn workspace(&self, precision: Precision) -> u64 {
+        if reconstruct::is_tuned(self) {
+            return 0;
+        }
+        plain::reconstruct::workspace(self, precision)
+    }
+
     fn prepared(&self, precision: Precision) -> u64 {
-        reconstruct::folded_bytes(self, precision)
+        if reconstruct::is_tuned(self) {
+            return reconstruct::folded_bytes(self, precision);
+        }
+        0
     }
 
     fn lower(&self, l: &mut Lowering<'_>) -> Result<()> {
-        reconstruct::forward(l, self, None)
+        if reconstruct::is_tuned(self) {
+            return reconstruct::forward(l, self, None);
+        }
+        plain::reconstruct::lower(l, self)
     }
 }
 
 impl CudaOperation for ReconstructBack {
-    fn workspace(&self) -> u64 {
-        reconstruct::workspace(self)
+    fn check(&self) -> Result<()> {
+        self.forward.check()
+    }
+
+    fn workspace(&self, precision: Precision) -> u64 {
+        if reconstruct::is_tuned(&self.forward) {
+            return reconstruct::workspace(self);
+        }
+        plain::reconstruct::workspace_back(self, precision)
     }
 
     fn carry(&self) -> u64 {
-        8 * reconstruct::sum_count(self) as u64
+        if reconstruct::is_tuned(&self.forward) {
+            return 8 * reconstruct::sum_count(self) as u64;
+        }
+        plain::reconstruct::carry(self)
     }
 
     fn prepared(&self, precision: Precision) -> u64 {
@@ -178,16 +216,19 @@ impl CudaOperation for ReconstructBack {
 
     /// As for [`ConvBack`].
     fn defers_sums(&self) -> bool {
-        self.slice.last
+        self.slice.last && reconstruct::is_tuned(&self.forward)
     }
 
     fn lower(&self, l: &mut Lowering<'_>) -> Result<()> {
-        reconstruct::backward(l, self)
+        if reconstruct::is_tuned(&self.forward) {
+            return reconstruct::backward(l, self);
+        }
+        plain::reconstruct::lower_back(l, self)
     }
 }
 
 impl CudaOperation for PixelLoss {
-    fn workspace(&self) -> u64 {
+    fn workspace(&self, _: Precision) -> u64 {
         pixels::loss_workspace()
     }
 
@@ -206,7 +247,7 @@ impl CudaOperation for PixelLoss {
 }
 
 impl CudaOperation for StructuralLoss {
-    fn workspace(&self) -> u64 {
+    fn workspace(&self, _: Precision) -> u64 {
         structural::workspace(self)
     }
 
@@ -220,7 +261,7 @@ impl CudaOperation for StructuralLoss {
 }
 
 impl CudaOperation for Update {
-    fn workspace(&self) -> u64 {
+    fn workspace(&self, _: Precision) -> u64 {
         optimizer::workspace(self)
     }
 

@@ -46,7 +46,7 @@ impl Sizing for CudaSizing {
     }
 
     fn workspace(&self, op: &Op) -> u64 {
-        operation::of(op).map_or(0, |o| o.workspace())
+        operation::of(op).map_or(0, |o| o.workspace(self.precision))
     }
 
     fn carry(&self, op: &Op) -> u64 {
