@@ -1182,3 +1182,299 @@ struct ComposeConvBackArguments {
 static_assert(sizeof(ComposeConvBackArguments) == 168, "the layout that Rust writes");
 typedef ComposeConvBackArguments compose_conv_back_arguments;
 enum { compose_conv_back_threads = 256 };
+
+struct PlainBaseArguments {
+    // The network's input `[images][h][w][3]`.
+    const float* input;
+    // `[images][h x scale][w x scale][3]`: detail, to which the base is added.
+    float* output;
+    // HR patches of a staged batch that are subtracted, or null.
+    const u8* target;
+    // `[images]`, or null.
+    const u8* codes;
+    int images;
+    int h;
+    int w;
+    int scale;
+    // Strength of the base's sharpening; 0 for none.
+    float alpha;
+    int reserved;
+};
+static_assert(sizeof(PlainBaseArguments) == 56, "the layout that Rust writes");
+typedef PlainBaseArguments plain_base_arguments;
+enum { plain_base_threads = 256 };
+
+struct PlainGainArguments {
+    // `[count]`: sums of d_output x features at HR, and of d_output.
+    const double* totals;
+    // `[count]`: weights and biases of conv_out.
+    const float* parameters;
+    // `[1]`
+    const float* gain;
+    // `[count]`
+    float* gradients;
+    // `[1]`
+    float* d_gain;
+    const DeviceScalars* scalars;
+    int count;
+    int reserved;
+};
+static_assert(sizeof(PlainGainArguments) == 56, "the layout that Rust writes");
+typedef PlainGainArguments plain_gain_arguments;
+enum { plain_gain_threads = 256 };
+
+struct PlainRmsNormArguments {
+    // `[images][h][w][stride]`
+    const act* input;
+    // `[images][padded_h][padded_w][stride]`
+    act* output;
+    // `[channels]`
+    const float* scale;
+    // `[channels]`
+    const float* bias;
+    int images;
+    int h;
+    int w;
+    int padded_h;
+    int padded_w;
+    int channels;
+    int stride;
+    float epsilon;
+};
+static_assert(sizeof(PlainRmsNormArguments) == 64, "the layout that Rust writes");
+typedef PlainRmsNormArguments plain_rms_norm_arguments;
+enum { plain_rms_norm_threads = 256 };
+
+struct PlainRmsNormBackArguments {
+    // `[images][h][w][stride]`
+    const act* input;
+    // `[images][padded_h][padded_w][stride]`
+    const act* d_output;
+    // `[images][h][w][stride]`, or null.
+    act* d_input;
+    // `[channels]`
+    const float* scale;
+    // `[images][h][w]`
+    float* roots;
+    // `[blocks][2][channels]`
+    float* partials;
+    int images;
+    int h;
+    int w;
+    int padded_h;
+    int padded_w;
+    int channels;
+    int stride;
+    float epsilon;
+    // 1: added to what is there.
+    int add;
+    int reserved;
+};
+static_assert(sizeof(PlainRmsNormBackArguments) == 88, "the layout that Rust writes");
+typedef PlainRmsNormBackArguments plain_rms_norm_back_arguments;
+enum { plain_rms_norm_back_threads = 256 };
+typedef PlainRmsNormBackArguments plain_rms_norm_sums_arguments;
+enum { plain_rms_norm_sums_threads = 256 };
+
+struct PlainChannelSumsArguments {
+    // `[images][pixels][stride]`
+    const act* input;
+    // `[images][pixels][stride]`, or null.
+    const act* d_output;
+    // `[images][blocks][2][stride]`
+    float* partials;
+    // Of an image.
+    int pixels;
+    int stride;
+};
+static_assert(sizeof(PlainChannelSumsArguments) == 32, "the layout that Rust writes");
+typedef PlainChannelSumsArguments plain_channel_sums_arguments;
+enum { plain_channel_sums_threads = 256 };
+
+struct PlainChannelFactorsArguments {
+    // As plain_channel_sums made them.
+    const float* sums;
+    // `[hidden][channels]`
+    const float* down;
+    // `[channels][hidden]`
+    const float* up;
+    // `[images][stride]`
+    float* factors;
+    // `[images][stride]`; with partials alone.
+    float* d_means;
+    // `[images][down, up]`: the gradients of the weights; or null.
+    float* partials;
+    // Of an image.
+    int pixels;
+    int stride;
+    int channels;
+    int hidden;
+    // Of plain_channel_sums for an image.
+    int blocks;
+    int reserved;
+};
+static_assert(sizeof(PlainChannelFactorsArguments) == 72, "the layout that Rust writes");
+typedef PlainChannelFactorsArguments plain_channel_factors_arguments;
+enum { plain_channel_factors_threads = 256 };
+
+struct PlainChannelScaleArguments {
+    // `[images][pixels][stride]`
+    const act* input;
+    // `[images][stride]`
+    const float* factors;
+    // `[images][stride]`, or null.
+    const float* d_means;
+    // `[images][pixels][stride]`
+    act* output;
+    // Of an image.
+    int pixels;
+    int stride;
+    // 1: added to what is there.
+    int add;
+    int reserved;
+};
+static_assert(sizeof(PlainChannelScaleArguments) == 48, "the layout that Rust writes");
+typedef PlainChannelScaleArguments plain_channel_scale_arguments;
+enum { plain_channel_scale_threads = 256 };
+
+// The windows of an attention; a head has 16 channels.
+struct WindowSizes {
+    // Rows of an image.
+    int h;
+    // Columns of an image.
+    int w;
+    // Rows with padding, a multiple of `window`.
+    int padded_h;
+    // Columns with padding, a multiple of `window`.
+    int padded_w;
+    int heads;
+    // Pixels along a side.
+    int window;
+    // Rows and columns by which windows are shifted, below `window`.
+    int shift;
+    // log2(e) / the root of 16.
+    float factor;
+};
+static_assert(sizeof(WindowSizes) == 32, "the layout that Rust writes");
+
+struct PlainWindowAttentionArguments {
+    // `[images][padded_h][padded_w][3 x channels]`
+    const act* qkv;
+    // `[images][h][w][channels]`
+    act* output;
+    WindowSizes sizes;
+};
+static_assert(sizeof(PlainWindowAttentionArguments) == 48, "the layout that Rust writes");
+typedef PlainWindowAttentionArguments plain_window_attention_arguments;
+enum { plain_window_attention_threads = 256 };
+
+struct PlainWindowAttentionBackArguments {
+    // `[images][padded_h][padded_w][3 x channels]`
+    const act* qkv;
+    // `[images][h][w][channels]`
+    const act* d_output;
+    // `[images][padded_h][padded_w][3 x channels]`
+    act* d_qkv;
+    // `[images][padded_h][padded_w][heads][2]`
+    float* statistics;
+    WindowSizes sizes;
+};
+static_assert(sizeof(PlainWindowAttentionBackArguments) == 64, "the layout that Rust writes");
+typedef PlainWindowAttentionBackArguments plain_window_attention_queries_arguments;
+enum { plain_window_attention_queries_threads = 256 };
+typedef PlainWindowAttentionBackArguments plain_window_attention_keys_arguments;
+enum { plain_window_attention_keys_threads = 256 };
+
+struct PlainTokenKeysArguments {
+    // `[tokens][channels]`
+    const float* dictionary;
+    // `[16][channels]`
+    const float* key_weight;
+    // `[16]`
+    const float* key_bias;
+    // `[channels][channels]`
+    const float* value_weight;
+    // `[channels]`
+    const float* value_bias;
+    // `[tokens][16]`, then `[tokens][channels]`; with `centre` both again, of the centred
+    // tokens.
+    float* keys;
+    int tokens;
+    int channels;
+    int centre;
+    int reserved;
+};
+static_assert(sizeof(PlainTokenKeysArguments) == 64, "the layout that Rust writes");
+typedef PlainTokenKeysArguments plain_token_keys_arguments;
+enum { plain_token_keys_threads = 256 };
+
+struct PlainTokenAttentionArguments {
+    // As plain_token_keys made them.
+    const float* keys;
+    // `[pixels][16]`
+    const act* query;
+    // `[pixels][stride]`
+    act* output;
+    int pixels;
+    int tokens;
+    int channels;
+    int stride;
+    // log2(e) / the root of 16.
+    float factor;
+    int reserved;
+};
+static_assert(sizeof(PlainTokenAttentionArguments) == 48, "the layout that Rust writes");
+typedef PlainTokenAttentionArguments plain_token_attention_arguments;
+enum { plain_token_attention_threads = 256 };
+
+struct PlainTokenAttentionBackArguments {
+    // As plain_token_keys made them.
+    const float* keys;
+    // `[pixels][16]`
+    const act* query;
+    // `[pixels][stride]`
+    const act* d_output;
+    // `[pixels][16]`
+    act* d_query;
+    // `[pixels][tokens]`: the weights of the softmax.
+    float* weights;
+    // `[pixels][tokens]`: the gradients of the scores.
+    float* d_scores;
+    int pixels;
+    int tokens;
+    int channels;
+    int stride;
+    // log2(e) / the root of 16.
+    float factor;
+    int reserved;
+};
+static_assert(sizeof(PlainTokenAttentionBackArguments) == 72, "the layout that Rust writes");
+typedef PlainTokenAttentionBackArguments plain_token_attention_back_arguments;
+enum { plain_token_attention_back_threads = 256 };
+
+struct PlainTokenGradientsArguments {
+    // `[tokens][16]`
+    const double* d_keys;
+    // `[channels][tokens]`
+    const double* d_values;
+    // `[tokens][channels]`
+    const float* dictionary;
+    // `[16][channels]`
+    const float* key_weight;
+    // `[channels][channels]`
+    const float* value_weight;
+    float* d_dictionary;
+    float* d_key_weight;
+    float* d_key_bias;
+    float* d_value_weight;
+    float* d_value_bias;
+    const DeviceScalars* scalars;
+    int tokens;
+    int channels;
+    // 1 / the root of 16.
+    float factor;
+    int reserved;
+};
+static_assert(sizeof(PlainTokenGradientsArguments) == 104, "the layout that Rust writes");
+typedef PlainTokenGradientsArguments plain_token_gradients_arguments;
+enum { plain_token_gradients_threads = 256 };

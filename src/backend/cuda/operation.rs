@@ -1,5 +1,6 @@
 //! What CUDA has for each operation of a plan, and the table of all operations. A new operation is
-//! one file with an implementation of [`CudaOperation`], and one row in [`of`].
+//! one file with an implementation of [`CudaOperation`], and one row in [`of`]. Some operations have
+//! kernels for one shape only, those of Nano; all other shapes are computed by [`super::plain`].
 
 use super::lowering::Lowering;
 use super::{conv, nano, optimizer, pixels, plain, reconstruct, structural};
@@ -47,42 +48,42 @@ pub(super) trait CudaOperation {
     fn lower(&self, l: &mut Lowering<'_>) -> Result<()>;
 }
 
-/// CUDA's side of an operation; `None` if it has none. Every operation has one today.
-pub(super) fn of(op: &Op) -> Option<&dyn CudaOperation> {
+/// CUDA's side of an operation.
+pub(super) fn of(op: &Op) -> &dyn CudaOperation {
     match op {
-        Op::Unpack(o) => Some(o),
-        Op::Conv(o) => Some(o),
-        Op::ConvBack(o) => Some(o),
-        Op::NanoBlock(o) => Some(o),
-        Op::NanoBlockBack(o) => Some(o),
-        Op::Reconstruct(o) => Some(o),
-        Op::ReconstructBack(o) => Some(o),
-        Op::PixelLoss(o) => Some(o),
-        Op::StructuralLoss(o) => Some(o),
-        Op::Update(o) => Some(o),
-        Op::Activate(o) => Some(o),
-        Op::ActivateBack(o) => Some(o),
-        Op::Gate(o) => Some(o),
-        Op::GateBack(o) => Some(o),
-        Op::Concat(o) => Some(o),
-        Op::ConcatBack(o) => Some(o),
-        Op::ScaledSum(o) => Some(o),
-        Op::ScaledSumBack(o) => Some(o),
-        Op::Accumulate(o) => Some(o),
-        Op::Shuffle(o) => Some(o),
-        Op::ShuffleBack(o) => Some(o),
-        Op::ComposeConv(o) => Some(o),
-        Op::ComposeConvBack(o) => Some(o),
-        Op::RmsNorm(o) => Some(o),
-        Op::RmsNormBack(o) => Some(o),
-        Op::WindowAttention(o) => Some(o),
-        Op::WindowAttentionBack(o) => Some(o),
-        Op::ChannelAttention(o) => Some(o),
-        Op::ChannelAttentionBack(o) => Some(o),
-        Op::TokenAttention(o) => Some(o),
-        Op::TokenAttentionBack(o) => Some(o),
-        Op::StreamBlock(o) => Some(o),
-        Op::StreamBlockBack(o) => Some(o),
+        Op::Unpack(o) => o,
+        Op::Conv(o) => o,
+        Op::ConvBack(o) => o,
+        Op::NanoBlock(o) => o,
+        Op::NanoBlockBack(o) => o,
+        Op::Reconstruct(o) => o,
+        Op::ReconstructBack(o) => o,
+        Op::PixelLoss(o) => o,
+        Op::StructuralLoss(o) => o,
+        Op::Update(o) => o,
+        Op::Activate(o) => o,
+        Op::ActivateBack(o) => o,
+        Op::Gate(o) => o,
+        Op::GateBack(o) => o,
+        Op::Concat(o) => o,
+        Op::ConcatBack(o) => o,
+        Op::ScaledSum(o) => o,
+        Op::ScaledSumBack(o) => o,
+        Op::Accumulate(o) => o,
+        Op::Shuffle(o) => o,
+        Op::ShuffleBack(o) => o,
+        Op::ComposeConv(o) => o,
+        Op::ComposeConvBack(o) => o,
+        Op::RmsNorm(o) => o,
+        Op::RmsNormBack(o) => o,
+        Op::WindowAttention(o) => o,
+        Op::WindowAttentionBack(o) => o,
+        Op::ChannelAttention(o) => o,
+        Op::ChannelAttentionBack(o) => o,
+        Op::TokenAttention(o) => o,
+        Op::TokenAttentionBack(o) => o,
+        Op::StreamBlock(o) => o,
+        Op::StreamBlockBack(o) => o,
     }
 }
 
