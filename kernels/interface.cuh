@@ -747,7 +747,6 @@ static_assert(sizeof(AdamArguments) == 96, "the layout that Rust writes");
 typedef AdamArguments adam_arguments;
 enum { adam_threads = 256 };
 
-
 // Channels of a buffer that a kernel reads.
 struct View {
     // Activations, or null.

@@ -1,5 +1,5 @@
 // What the plain kernels share: they compute an operation for any number of channels, with f32
-// arithmetic for every type of activations. Depends on common.cuh and sums.cuh.
+// arithmetic for every type of activations. Depends on features.cuh and sums.cuh.
 //
 // How a plain kernel is written:
 //  - Products (plain_conv.cu, plain_attention.cu): a block keeps a tile of values as f32 in shared
@@ -12,6 +12,7 @@
 //  - Addresses are 64-bit; an address is formed only for an element that exists.
 //  - Channels that fill the last group of an activation are written as 0 and never read as values.
 #pragma once
+#include "features.cuh"
 #include "sums.cuh"
 
 // Values of a 16-byte piece of a pixel.

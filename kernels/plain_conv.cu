@@ -274,7 +274,7 @@ KERNEL(plain_conv_weights) {
 // persistent.
 KERNEL(plain_depthwise) {
     const int h = arg.h, w = arg.w, taps = arg.kernel * arg.kernel, channels = arg.channels, reach = arg.kernel / 2 * arg.dilation;
-    int pieces = (channels + PIECE - 1) / PIECE, padded = pieces * PIECE;
+    int padded = (channels + 15) / 16 * 16, pieces = padded / PIECE;
     float* weights = (float*)shared_memory();  // [taps][padded], then biases [padded]
     for (int i = threadIdx.x; i < (taps + 1) * padded; i += 256) {
         int tap = i / padded, c = i - tap * padded;

@@ -122,7 +122,7 @@ KERNEL(plain_channel_sums) {
 
 // The factors of an image, sigmoid(up gelu(down mean)), and with `partials` of the weights' gradients
 // [images][down, up] those, and the gradients of the means over all pixels. Grid: images. Shared
-// memory: 3 x stride f64 and 3 x hidden f32.
+// memory: 2 x stride f64 and 3 x hidden f32.
 KERNEL(plain_channel_factors) {
     const int channels = arg.channels, hidden = arg.hidden, stride = arg.stride, image = blockIdx.x;
     double* mean = (double*)shared_memory();
@@ -148,14 +148,14 @@ KERNEL(plain_channel_factors) {
         slope[j] = gelu_slope((float)sum);
     }
     barrier();
-    float* partials = arg.partials + (long long)image * 2 * channels * hidden;
+    float* partials = arg.partials ? arg.partials + (long long)image * 2 * channels * hidden : nullptr;
     for (int c = threadIdx.x; c < stride; c += 256) {
         float sum = 0;
         for (int j = 0; j < hidden && c < channels; j++) sum = fmaf(arg.up[c * hidden + j], value[j], sum);
         float factor = c < channels ? sigmoid(sum) : 0.0f;
         arg.factors[image * stride + c] = factor;
         product[c] *= (double)(factor * (1.0f - factor));
-        if (!arg.partials || c >= channels) continue;
+        if (!partials || c >= channels) continue;
         for (int j = 0; j < hidden; j++) partials[channels * hidden + c * hidden + j] = (float)(product[c] * (double)value[j]);
     }
     barrier();
@@ -165,7 +165,7 @@ KERNEL(plain_channel_factors) {
         d_hidden[j] = (float)sum * slope[j];
     }
     barrier();
-    for (int c = threadIdx.x; c < stride && arg.partials; c += 256) {
+    for (int c = threadIdx.x; c < stride && partials; c += 256) {
         float sum = 0;
         for (int j = 0; j < hidden && c < channels; j++) {
             partials[j * channels + c] = (float)((double)d_hidden[j] * mean[c]);

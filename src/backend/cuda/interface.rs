@@ -18,10 +18,10 @@ fn header() -> String {
          #pragma once\n\
          \n\
          {}\n\
-         {}\n\
+         {}\n\n\
          {}",
         constants::c_text(),
-        signatures::c_text(),
+        signatures::c_text().trim_end(),
         plain::c_text().trim_end()
     ) + "\n"
 }
