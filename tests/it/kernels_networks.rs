@@ -2,7 +2,8 @@
 //! but Nano, as `kernels_host` has those of Nano.
 
 use crate::kernels_common::{ORDERS, Order};
-use crate::kernels_host::{Case, PRECISIONS, compare_network};
+use crate::kernels_host::{Case, PRECISIONS, barriers, compare_network, unnoticed_barriers};
+use crate::network_common::spec;
 use paragon::model::{Network, Recompute};
 use paragon::plan::LossKind::{self, L1};
 use paragon::plan::{Op, OptimizerKind, Precision};
@@ -115,4 +116,49 @@ fn slices() {
         let case = (2, 9, (8, 8), L1_ONLY, false, Recompute::Full);
         compare(&net, case, Precision::F32, (&[Order::Mixed], false), 3);
     }
+}
+
+/// As `kernels_host` has it for the kernels of Nano.
+#[test]
+fn a_missing_barrier_is_noticed() {
+    type Chosen = fn(&Op) -> bool;
+    let convolutions: Chosen = |op| matches!(op, Op::Conv(_) | Op::ConvBack(_));
+    let norms: Chosen = |op| matches!(op, Op::RmsNormBack(_) | Op::ChannelAttentionBack(_));
+    let attention: Chosen = |op| {
+        matches!(
+            op,
+            Op::WindowAttention(_)
+                | Op::WindowAttentionBack(_)
+                | Op::TokenAttention(_)
+                | Op::TokenAttentionBack(_)
+        )
+    };
+    let end: Chosen = |op| matches!(op, Op::Reconstruct(_));
+    let compact = network("compact", 2, &[("num_feat", 40), ("num_conv", 1)]);
+    let photo = network("photo", 2, &[]);
+    let pro = network("pro", 2, &[("window_size", 17)]);
+    // All convolutions of a network are tried, so two networks together have all kinds of them.
+    let files = [
+        ("plain_conv.cu", vec![&compact, &photo], convolutions),
+        ("plain.cuh", vec![&pro], norms),
+        ("plain_norm.cu", vec![&pro], norms),
+        ("plain_attention.cu", vec![&pro], attention),
+        ("plain_reconstruct.cu", vec![&photo], end),
+    ];
+    let mut unnoticed = Vec::new();
+    for (file, networks, chosen) in files {
+        let mut places = barriers(file);
+        for (net, params) in networks {
+            let case = (spec(1, (18, 19), L1_ONLY, false), Precision::F32);
+            let Some(blind) = unnoticed_barriers((net, params), case, chosen, &places, true) else {
+                return;
+            };
+            places = blind;
+        }
+        unnoticed.extend(places);
+    }
+    assert!(
+        unnoticed.is_empty(),
+        "no order of lanes needs these barriers: {unnoticed:?}"
+    );
 }
