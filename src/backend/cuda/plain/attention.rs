@@ -195,7 +195,7 @@ impl CudaOperation for TokenAttention {
             pixels: int(self.extent.pixels())?,
             tokens: int(self.tokens())?,
             channels: int(self.channels)?,
-            stride: int(self.channels.next_multiple_of(CHANNEL_GROUP))?,
+            stride: int(output_stride(self))?,
             factor: FACTOR,
             reserved: 0,
         };
@@ -224,73 +224,97 @@ impl CudaOperation for TokenAttentionBack {
     fn lower(&self, l: &mut Lowering<'_>) -> Result<()> {
         let f = &self.forward;
         let workspace = l.workspace(self.workspace)?;
-        let at = token_space(f);
         token_keys(l, f, workspace, true)?;
-        let stride = f.channels.next_multiple_of(CHANNEL_GROUP);
-        let (tokens, channels) = (int(f.tokens())?, int(f.channels)?);
-        let (weights, d_scores) = (
-            l.floats_at(workspace, at.weights),
-            l.floats_at(workspace, at.d_scores),
-        );
-        let arguments = PlainTokenAttentionBackArguments {
-            keys: l.floats(workspace),
-            query: l.activations(f.query),
-            d_output: l.activations(self.d_output),
-            d_query: l.activations(self.d_query),
-            weights,
-            d_scores,
-            pixels: int(f.extent.pixels())?,
-            tokens,
-            channels,
-            stride: int(stride)?,
-            factor: FACTOR,
-            reserved: 0,
-        };
-        let blocks = f.extent.pixels().div_ceil(256);
-        let shared = 4 * (key_floats(f) + HEAD * f.tokens());
-        l.launch_persistent(&PLAIN_TOKEN_ATTENTION_BACK, blocks, shared, arguments)?;
-        let per_token = |floats| View {
-            floats,
-            stride: tokens,
-            ..NO_VIEW
-        };
-        let [of_keys, of_values] = gradients(f);
-        let mut space = SumSpace::new(workspace, at.sums, self.slice);
-        let query = view(l.activations(f.query), HEAD)?;
-        let d_output = view(l.activations(self.d_output), stride)?;
-        let from = (query, NO_FUNCTION);
-        let keys = weight_sums(l, &of_keys, from, per_token(d_scores), &mut space)?;
-        let from = (per_token(weights), NO_FUNCTION);
-        let values = weight_sums(l, &of_values, from, d_output, &mut space)?;
-        let [d_keys, d_values] = at.totals.map(|bytes| l.doubles_at(workspace, bytes));
-        let totals = [(keys, d_keys), (values, d_values)];
-        space.finish(l, &totals.map(|(sums, to)| (sums, Finish::Totals(to))))?;
-        if !self.slice.last {
-            return Ok(());
+        scores_back(l, self, workspace)?;
+        token_sums(l, self, workspace)?;
+        if self.slice.last {
+            parameter_gradients(l, self, workspace)?;
         }
-        let parameter = |range: ParamRange| l.parameter(f.parameters, range.offset);
-        let gradient = |range: ParamRange| l.gradient(self.gradients, range.offset);
-        let p = &f.params;
-        let arguments = PlainTokenGradientsArguments {
-            d_keys,
-            d_values,
-            dictionary: parameter(p.tokens),
-            key_weight: parameter(p.key[0]),
-            value_weight: parameter(p.value[0]),
-            d_dictionary: gradient(p.tokens),
-            d_key_weight: gradient(p.key[0]),
-            d_key_bias: gradient(p.key[1]),
-            d_value_weight: gradient(p.value[0]),
-            d_value_bias: gradient(p.value[1]),
-            scalars: l.scalars()?,
-            tokens,
-            channels,
-            factor: 0.25,
-            reserved: 0,
-        };
-        let ranges = [p.tokens, p.key[0], p.key[1], p.value[0], p.value[1]];
-        let results: usize = ranges.iter().map(|range| range.len).sum();
-        let shape = Shape::of(results.div_ceil(256), 0);
-        l.launch(&PLAIN_TOKEN_GRADIENTS, shape, arguments)
+        Ok(())
     }
+}
+
+/// Channels of a pixel of the output.
+fn output_stride(o: &TokenAttention) -> usize {
+    o.channels.next_multiple_of(CHANNEL_GROUP)
+}
+
+/// Lowers the gradient of the query, and the weights and the gradients of the scores.
+fn scores_back(l: &mut Lowering<'_>, o: &TokenAttentionBack, workspace: BufferId) -> Result<()> {
+    let (f, at) = (&o.forward, token_space(&o.forward));
+    let arguments = PlainTokenAttentionBackArguments {
+        keys: l.floats(workspace),
+        query: l.activations(f.query),
+        d_output: l.activations(o.d_output),
+        d_query: l.activations(o.d_query),
+        weights: l.floats_at(workspace, at.weights),
+        d_scores: l.floats_at(workspace, at.d_scores),
+        pixels: int(f.extent.pixels())?,
+        tokens: int(f.tokens())?,
+        channels: int(f.channels)?,
+        stride: int(output_stride(f))?,
+        factor: FACTOR,
+        reserved: 0,
+    };
+    let blocks = f.extent.pixels().div_ceil(256);
+    let shared = 4 * (key_floats(f) + HEAD * f.tokens());
+    l.launch_persistent(&PLAIN_TOKEN_ATTENTION_BACK, blocks, shared, arguments)
+}
+
+/// Lowers the totals of the gradients of keys and values.
+fn token_sums(l: &mut Lowering<'_>, o: &TokenAttentionBack, workspace: BufferId) -> Result<()> {
+    let (f, at) = (&o.forward, token_space(&o.forward));
+    let per_token = |floats| -> Result<View> {
+        Ok(View {
+            floats,
+            stride: int(f.tokens())?,
+            ..NO_VIEW
+        })
+    };
+    let weights = per_token(l.floats_at(workspace, at.weights))?;
+    let d_scores = per_token(l.floats_at(workspace, at.d_scores))?;
+    let [of_keys, of_values] = gradients(f);
+    let mut space = SumSpace::new(workspace, at.sums, o.slice);
+    let query = view(l.activations(f.query), HEAD)?;
+    let d_output = view(l.activations(o.d_output), output_stride(f))?;
+    let keys = weight_sums(l, &of_keys, (query, NO_FUNCTION), d_scores, &mut space)?;
+    let values = weight_sums(l, &of_values, (weights, NO_FUNCTION), d_output, &mut space)?;
+    let [d_keys, d_values] = at.totals.map(|bytes| l.doubles_at(workspace, bytes));
+    let totals = [(keys, d_keys), (values, d_values)];
+    space.finish(l, &totals.map(|(sums, to)| (sums, Finish::Totals(to))))
+}
+
+/// Lowers the gradients of the parameters from the totals.
+fn parameter_gradients(
+    l: &mut Lowering<'_>,
+    o: &TokenAttentionBack,
+    workspace: BufferId,
+) -> Result<()> {
+    let (f, p) = (&o.forward, &o.forward.params);
+    let [d_keys, d_values] = token_space(f)
+        .totals
+        .map(|bytes| l.doubles_at(workspace, bytes));
+    let parameter = |range: ParamRange| l.parameter(f.parameters, range.offset);
+    let gradient = |range: ParamRange| l.gradient(o.gradients, range.offset);
+    let arguments = PlainTokenGradientsArguments {
+        d_keys,
+        d_values,
+        dictionary: parameter(p.tokens),
+        key_weight: parameter(p.key[0]),
+        value_weight: parameter(p.value[0]),
+        d_dictionary: gradient(p.tokens),
+        d_key_weight: gradient(p.key[0]),
+        d_key_bias: gradient(p.key[1]),
+        d_value_weight: gradient(p.value[0]),
+        d_value_bias: gradient(p.value[1]),
+        scalars: l.scalars()?,
+        tokens: int(f.tokens())?,
+        channels: int(f.channels)?,
+        factor: 0.25,
+        reserved: 0,
+    };
+    let ranges = [p.tokens, p.key[0], p.key[1], p.value[0], p.value[1]];
+    let results: usize = ranges.iter().map(|range| range.len).sum();
+    let shape = Shape::of(results.div_ceil(256), 0);
+    l.launch(&PLAIN_TOKEN_GRADIENTS, shape, arguments)
 }

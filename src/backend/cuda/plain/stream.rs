@@ -244,6 +244,57 @@ fn conv_back(
     input_gradient(l, c, w, d_output, gradient, place(d_input, add), c.cin)
 }
 
+/// Lowers the gradients of gamma and of the result that it multiplies.
+fn gamma_back(
+    l: &mut Lowering<'_>,
+    op: &StreamBlockBack,
+    v: &BlockValues,
+    space: &mut SumSpace,
+) -> Result<()> {
+    let (f, precision) = (&op.forward, l.plan.precision);
+    let (start, gamma) = (space.at, f.params.gamma.offset);
+    let sums = space.sums(l, f.features, gamma_blocks(f, precision));
+    let arguments = PlainSumBackArguments {
+        b: v.o.values,
+        d_output: l.activations(op.d_output),
+        gamma: l.parameter(f.parameters, gamma),
+        d_a: Address::NULL,
+        d_b: v.o.values,
+        partials: sums.partials,
+        pixels: int(f.extent.pixels())?,
+        stride: int(f.features)?,
+        channels: int(f.features)?,
+        add_a: 0,
+        add_b: 0,
+        reserved: 0,
+    };
+    let shape = Shape::of(sums.blocks, channel_sum_bytes(precision));
+    l.launch(&PLAIN_SUM_BACK, shape, arguments)?;
+    let to = Finish::Gradients(l.gradient(op.gradients, gamma));
+    space.finish(l, &[(sums, to)])?;
+    space.reuse(start);
+    Ok(())
+}
+
+/// Lowers the gradients of the gate's two halves, in the place of these.
+fn gate_back(l: &mut Lowering<'_>, o: &StreamBlock, v: &BlockValues) -> Result<()> {
+    let arguments = PlainGateBackArguments {
+        a: v.g.values,
+        b: Address::NULL,
+        d_output: v.m.values,
+        d_a: v.g.values,
+        d_b: Address::NULL,
+        pixels: int(o.extent.pixels())?,
+        stride: int(2 * o.features)?,
+        limit: LIMIT,
+        add_a: 0,
+        add_b: 0,
+        reserved: 0,
+    };
+    let blocks = piece_blocks(o.extent, 2 * o.features, l.plan.precision, false);
+    l.launch(&PLAIN_GATE_BACK, Shape::of(blocks, 0), arguments)
+}
+
 impl CudaOperation for StreamBlockBack {
     fn check(&self) -> Result<()> {
         self.forward.check()
@@ -268,86 +319,25 @@ impl CudaOperation for StreamBlockBack {
         let workspace = l.workspace(self.workspace)?;
         let v = BlockValues::new(l, f, workspace, true)?;
         let mut space = SumSpace::new(workspace, values_bytes(f, precision, true), self.slice);
-        let start = space.at;
         recompute(l, f, &v)?;
         // each gradient takes the place of its value, which nothing reads any more
-        let d_output = l.activations(self.d_output);
-        let sums = space.sums(l, f.features, gamma_blocks(f, precision));
-        let pixels = int(f.extent.pixels())?;
-        let arguments = PlainSumBackArguments {
-            b: v.o.values,
-            d_output,
-            gamma: l.parameter(f.parameters, f.params.gamma.offset),
-            d_a: Address::NULL,
-            d_b: v.o.values,
-            partials: sums.partials,
-            pixels,
-            stride: int(f.features)?,
-            channels: int(f.features)?,
-            add_a: 0,
-            add_b: 0,
-            reserved: 0,
-        };
-        let shape = Shape::of(sums.blocks, channel_sum_bytes(precision));
-        l.launch(&PLAIN_SUM_BACK, shape, arguments)?;
-        let to = l.gradient(self.gradients, f.params.gamma.offset);
-        space.finish(l, &[(sums, Finish::Gradients(to))])?;
-        space.reuse(start);
+        gamma_back(l, self, &v, &mut space)?;
         let (s, p) = (BlockShapes::new(f), &f.params);
-        conv_back(
-            l,
-            self,
-            (&s.out, p.out),
-            (v.m, v.o),
-            (v.m, false),
-            &mut space,
-        )?;
-        let arguments = PlainGateBackArguments {
-            a: v.g.values,
-            b: Address::NULL,
-            d_output: v.m.values,
-            d_a: v.g.values,
-            d_b: Address::NULL,
-            pixels,
-            stride: int(2 * f.features)?,
-            limit: LIMIT,
-            add_a: 0,
-            add_b: 0,
-            reserved: 0,
+        let mut back = |l: &mut Lowering<'_>, c, ranges, value, d| {
+            conv_back(l, self, (c, ranges), (value, d), (value, false), &mut space)
         };
-        let blocks = piece_blocks(f.extent, 2 * f.features, precision, false);
-        l.launch(&PLAIN_GATE_BACK, Shape::of(blocks, 0), arguments)?;
-        conv_back(
-            l,
-            self,
-            (&s.gate, p.gate),
-            (v.p, v.g),
-            (v.p, false),
-            &mut space,
-        )?;
-        conv_back(
-            l,
-            self,
-            (&s.proj, p.proj),
-            (v.t, v.p),
-            (v.t, false),
-            &mut space,
-        )?;
-        let both = (v.both, v.t);
-        conv_back(
-            l,
-            self,
-            (&s.fuse, p.fuse),
-            both,
-            (v.both, false),
-            &mut space,
-        )?;
+        back(l, &s.out, p.out, v.m, v.o)?;
+        gate_back(l, f, &v)?;
+        back(l, &s.gate, p.gate, v.p, v.g)?;
+        back(l, &s.proj, p.proj, v.t, v.p)?;
+        back(l, &s.fuse, p.fuse, v.both, v.t)?;
         let x = view(l.activations(f.input), f.features)?;
         let d_x = view(l.activations(self.d_input), f.features)?;
         let near = (x, v.both);
         conv_back(l, self, (&s.near, p.dw1), near, (d_x, false), &mut space)?;
         let far = (x, channels_from(v.both, f.features)?);
         conv_back(l, self, (&s.far, p.dw3), far, (d_x, true), &mut space)?;
+        let d_output = l.activations(self.d_output);
         sum(l, f, (d_x.values, d_output), None, d_x.values)
     }
 }
