@@ -113,6 +113,24 @@
 #define LOSS_TO_TOTAL 3
 // The mean of a loss goes to the metrics.
 #define LOSS_TO_METRICS 4
+// They replace as many f32 values, whatever the micro-batches before left there.
+#define TO_VALUES 5
+// They are added to gradients that another operation of the same micro-batch left there.
+#define TO_ADDED 6
+// Functions of single values (`ChannelFunction::kind`): none.
+#define FUNCTION_NONE 0
+// max(z, 0)
+#define FUNCTION_RELU 1
+// z, or slope x z where z is negative.
+#define FUNCTION_LEAKY_RELU 2
+// The same with a slope for each channel.
+#define FUNCTION_PRELU 3
+// z x sigmoid(z)
+#define FUNCTION_SILU 4
+// The exact GELU.
+#define FUNCTION_GELU 5
+// (z - mean) x factor, of RGB.
+#define FUNCTION_NORMALIZE 6
 // Augmentation: mirror left-right, applied first.
 #define HFLIP 1u
 // Augmentation: mirror top-bottom, applied second.
@@ -728,3 +746,734 @@ struct AdamArguments {
 static_assert(sizeof(AdamArguments) == 96, "the layout that Rust writes");
 typedef AdamArguments adam_arguments;
 enum { adam_threads = 256 };
+
+// Channels of a buffer that a kernel reads.
+struct View {
+    // Activations, or null.
+    const act* values;
+    // f32, where `values` is null.
+    const float* floats;
+    // Channels of a pixel.
+    int stride;
+    // The first channel.
+    int first;
+    // Above 1: the buffer holds the pixel shuffle of what the kernel reads.
+    int shuffle;
+    int reserved;
+};
+static_assert(sizeof(View) == 32, "the layout that Rust writes");
+
+// Channels of a buffer that a kernel writes.
+struct Place {
+    // Activations, or null.
+    act* values;
+    // f32, where `values` is null.
+    float* floats;
+    // Channels of a pixel.
+    int stride;
+    // The first channel.
+    int first;
+    // As in View.
+    int shuffle;
+    // 1: added to what is there.
+    int add;
+};
+static_assert(sizeof(Place) == 32, "the layout that Rust writes");
+
+// A function of single values.
+struct ChannelFunction {
+    // `[channels]` of PReLU, or null.
+    const float* slopes;
+    // FUNCTION_NONE ... FUNCTION_NORMALIZE.
+    int kind;
+    // Channels, without those that fill the last group.
+    int channels;
+    // LeakyReLU's slope.
+    float slope;
+    // FUNCTION_NORMALIZE: (z - mean) x factor.
+    float mean[3];
+    float factor;
+    int reserved;
+};
+static_assert(sizeof(ChannelFunction) == 40, "the layout that Rust writes");
+
+struct PlainConvArguments {
+    View input;
+    Place output;
+    // The convolution's input before `back`.
+    View z;
+    // Applied to the input.
+    ChannelFunction function;
+    // Whose derivative at z the gradient is multiplied with; FUNCTION_NONE for none.
+    ChannelFunction back;
+    // `[groups x outputs][inputs][kernel][kernel]`; transposed `[groups x inputs][outputs]...`
+    const float* weight;
+    // `[groups x outputs]`, or null.
+    const float* bias;
+    // A factor of weights and biases, or null.
+    const float* gain;
+    // `[blocks of pixels][groups x outputs]`: the gradient of back's slopes; or null.
+    float* slope_partials;
+    int images;
+    int h;
+    int w;
+    // Inputs of a group.
+    int inputs;
+    // Outputs of a group.
+    int outputs;
+    int groups;
+    // Taps along each side.
+    int kernel;
+    // Pixels from tap to tap.
+    int dilation;
+    // 1: the gradient of the input, whose inputs are the convolution's outputs.
+    int transposed;
+    // log2 of the inputs that are in shared memory at a time.
+    int chunk_bits;
+    // Eights of outputs of a block: 1, 2, 4 or 8.
+    int octets;
+    // Blocks for the outputs of a group.
+    int slabs;
+    // Outputs of all groups, and the channels after them that are filled with zeros.
+    int filled;
+    int reserved;
+};
+static_assert(sizeof(PlainConvArguments) == 264, "the layout that Rust writes");
+typedef PlainConvArguments plain_conv_arguments;
+enum { plain_conv_threads = 256 };
+
+struct PlainConvWeightsArguments {
+    View input;
+    View d_output;
+    // Applied to the input.
+    ChannelFunction function;
+    // `[splits][weights, biases]`
+    float* partials;
+    int images;
+    int h;
+    int w;
+    // Inputs of a group.
+    int inputs;
+    // Outputs of a group.
+    int outputs;
+    int groups;
+    int kernel;
+    int dilation;
+    // Fours of outputs of a block: 1, 2, 4, 8 or 16.
+    int quads;
+    // Blocks for the outputs of a group.
+    int output_tiles;
+    // Inputs of a block: 16 or, for 1x1, a multiple of it.
+    int tile_inputs;
+    // Blocks for the inputs of a group.
+    int input_tiles;
+    // Blocks for the taps.
+    int chunks;
+    // Blocks that share the pixels.
+    int splits;
+};
+static_assert(sizeof(PlainConvWeightsArguments) == 168, "the layout that Rust writes");
+typedef PlainConvWeightsArguments plain_conv_weights_arguments;
+enum { plain_conv_weights_threads = 256 };
+
+struct PlainDepthwiseArguments {
+    View input;
+    Place output;
+    // As in PlainConvArguments.
+    View z;
+    // As in PlainConvArguments.
+    ChannelFunction function;
+    // As in PlainConvArguments.
+    ChannelFunction back;
+    // `[channels][kernel][kernel]`
+    const float* weight;
+    // `[channels]`, or null.
+    const float* bias;
+    int images;
+    int h;
+    int w;
+    int channels;
+    int kernel;
+    int dilation;
+    // 1: the gradient of the input.
+    int transposed;
+    int reserved;
+};
+static_assert(sizeof(PlainDepthwiseArguments) == 224, "the layout that Rust writes");
+typedef PlainDepthwiseArguments plain_depthwise_arguments;
+enum { plain_depthwise_threads = 256 };
+
+struct PlainDepthwiseWeightsArguments {
+    View input;
+    View d_output;
+    // Applied to the input.
+    ChannelFunction function;
+    // `[splits][weights, biases]`
+    float* partials;
+    int images;
+    int h;
+    int w;
+    int channels;
+    int kernel;
+    int dilation;
+    // Blocks for the taps.
+    int chunks;
+    // Blocks that share the pixels.
+    int splits;
+};
+static_assert(sizeof(PlainDepthwiseWeightsArguments) == 144, "the layout that Rust writes");
+typedef PlainDepthwiseWeightsArguments plain_depthwise_weights_arguments;
+enum { plain_depthwise_weights_threads = 256 };
+
+struct PlainActivateArguments {
+    // `[pixels][stride]`
+    const act* input;
+    // `[pixels][stride]`
+    act* output;
+    ChannelFunction function;
+    int pixels;
+    int stride;
+};
+static_assert(sizeof(PlainActivateArguments) == 64, "the layout that Rust writes");
+typedef PlainActivateArguments plain_activate_arguments;
+enum { plain_activate_threads = 256 };
+
+struct PlainActivateBackArguments {
+    // `[pixels][stride]`, before the function.
+    const act* input;
+    // `[pixels][stride]`
+    const act* d_output;
+    // `[pixels][stride]`
+    act* d_input;
+    // `[blocks][channels]`: the gradient of the slopes; or null.
+    float* partials;
+    ChannelFunction function;
+    int pixels;
+    int stride;
+    // 1: added to what is there.
+    int add;
+    int reserved;
+};
+static_assert(sizeof(PlainActivateBackArguments) == 88, "the layout that Rust writes");
+typedef PlainActivateBackArguments plain_activate_back_arguments;
+enum { plain_activate_back_threads = 256 };
+
+struct PlainGateArguments {
+    // `[pixels][stride]`, without b `[pixels][2 x stride]`.
+    const act* a;
+    // `[pixels][stride]`, or null.
+    const act* b;
+    // `[pixels][stride]`
+    act* output;
+    int pixels;
+    int stride;
+    // Without b: the largest magnitude.
+    float limit;
+    int reserved;
+};
+static_assert(sizeof(PlainGateArguments) == 40, "the layout that Rust writes");
+typedef PlainGateArguments plain_gate_arguments;
+enum { plain_gate_threads = 256 };
+
+struct PlainGateBackArguments {
+    // As in PlainGateArguments.
+    const act* a;
+    // As in PlainGateArguments.
+    const act* b;
+    // `[pixels][stride]`
+    const act* d_output;
+    // In the shape of a.
+    act* d_a;
+    // `[pixels][stride]`, or null.
+    act* d_b;
+    int pixels;
+    int stride;
+    float limit;
+    // 1: added to what is there.
+    int add_a;
+    // 1: added to what is there.
+    int add_b;
+    int reserved;
+};
+static_assert(sizeof(PlainGateBackArguments) == 64, "the layout that Rust writes");
+typedef PlainGateBackArguments plain_gate_back_arguments;
+enum { plain_gate_back_threads = 256 };
+
+struct PlainCopyArguments {
+    const act* from;
+    act* to;
+    int pixels;
+    // Channels that are copied.
+    int count;
+    // Channels that are written: those after the copied ones with zeros.
+    int filled;
+    int from_stride;
+    int from_first;
+    int to_stride;
+    int to_first;
+    // 1: added to what is there.
+    int add;
+};
+static_assert(sizeof(PlainCopyArguments) == 48, "the layout that Rust writes");
+typedef PlainCopyArguments plain_copy_arguments;
+enum { plain_copy_threads = 256 };
+
+struct PlainSumArguments {
+    // `[pixels][stride]`
+    const act* a;
+    // `[pixels][stride]`
+    const act* b;
+    // `[channels]`, or null for 1.
+    const float* gamma;
+    // `[pixels][stride]`; may be a.
+    act* output;
+    int pixels;
+    int stride;
+    int channels;
+    int reserved;
+};
+static_assert(sizeof(PlainSumArguments) == 48, "the layout that Rust writes");
+typedef PlainSumArguments plain_sum_arguments;
+enum { plain_sum_threads = 256 };
+
+struct PlainSumBackArguments {
+    // `[pixels][stride]`; read with `partials` alone.
+    const act* b;
+    // `[pixels][stride]`
+    const act* d_output;
+    // `[channels]`, or null for 1.
+    const float* gamma;
+    // `[pixels][stride]`, or null.
+    act* d_a;
+    // `[pixels][stride]`, or null.
+    act* d_b;
+    // `[blocks][channels]`: the gradient of gamma; or null.
+    float* partials;
+    int pixels;
+    int stride;
+    int channels;
+    // 1: added to what is there.
+    int add_a;
+    // 1: added to what is there.
+    int add_b;
+    int reserved;
+};
+static_assert(sizeof(PlainSumBackArguments) == 72, "the layout that Rust writes");
+typedef PlainSumBackArguments plain_sum_back_arguments;
+enum { plain_sum_back_threads = 256 };
+
+struct PlainShuffleArguments {
+    // `[images][h][w][stride]`
+    const act* input;
+    // `[images][h][w][3]`, or null.
+    const float* base;
+    // `[images][h x scale][w x scale][3]`
+    float* output;
+    // HR patches of a staged batch, or null.
+    const u8* target;
+    // `[images]`, or null.
+    const u8* codes;
+    int images;
+    int h;
+    int w;
+    int scale;
+    int stride;
+    int reserved;
+};
+static_assert(sizeof(PlainShuffleArguments) == 64, "the layout that Rust writes");
+typedef PlainShuffleArguments plain_shuffle_arguments;
+enum { plain_shuffle_threads = 256 };
+
+struct PlainShuffleBackArguments {
+    // `[images][h x scale][w x scale][3]`
+    const float* d_output;
+    // `[images][h][w][stride]`
+    act* d_input;
+    // `[images][h][w][3]`, or null.
+    float* d_base;
+    int images;
+    int h;
+    int w;
+    int scale;
+    int stride;
+    // 1: added to what is there.
+    int add;
+};
+static_assert(sizeof(PlainShuffleBackArguments) == 48, "the layout that Rust writes");
+typedef PlainShuffleBackArguments plain_shuffle_back_arguments;
+enum { plain_shuffle_back_threads = 256 };
+
+// The eight tensors of a Conv3XC from a to b channels.
+struct ComposeWeights {
+    // `[b][a]`
+    const float* skip;
+    // `[b]`
+    const float* skip_bias;
+    // `[2a][a]`
+    const float* first;
+    // `[2a]`
+    const float* first_bias;
+    // `[2b][2a][9]`
+    const float* middle;
+    // `[2b]`
+    const float* middle_bias;
+    // `[b][2b]`
+    const float* last;
+    // `[b]`
+    const float* last_bias;
+};
+static_assert(sizeof(ComposeWeights) == 64, "the layout that Rust writes");
+
+// Their gradients.
+struct ComposeGradients {
+    float* skip;
+    float* skip_bias;
+    float* first;
+    float* first_bias;
+    float* middle;
+    float* middle_bias;
+    float* last;
+    float* last_bias;
+};
+static_assert(sizeof(ComposeGradients) == 64, "the layout that Rust writes");
+
+struct ComposeTwoArguments {
+    ComposeWeights weights;
+    // `[b][2a][9]`: last after middle.
+    float* two;
+    // `[b][a][9]` and `[b]`, the gradient of the composed convolution; or null.
+    const float* d_composed;
+    // `[b][2a][9]`: the gradient of `two`; with d_composed alone.
+    float* d_two;
+    int cin;
+    int cout;
+};
+static_assert(sizeof(ComposeTwoArguments) == 96, "the layout that Rust writes");
+typedef ComposeTwoArguments compose_two_arguments;
+enum { compose_two_threads = 256 };
+
+struct ComposeConvArguments {
+    ComposeWeights weights;
+    // As compose_two made it.
+    const float* two;
+    // `[b][a][9]`, then `[b]`.
+    float* output;
+    int cin;
+    int cout;
+};
+static_assert(sizeof(ComposeConvArguments) == 88, "the layout that Rust writes");
+typedef ComposeConvArguments compose_conv_arguments;
+enum { compose_conv_threads = 256 };
+
+struct ComposeConvBackArguments {
+    ComposeWeights weights;
+    ComposeGradients gradients;
+    // As compose_two made it.
+    const float* two;
+    // As compose_two made it.
+    const float* d_two;
+    // `[b][a][9]` and `[b]`
+    const float* d_composed;
+    const DeviceScalars* scalars;
+    int cin;
+    int cout;
+};
+static_assert(sizeof(ComposeConvBackArguments) == 168, "the layout that Rust writes");
+typedef ComposeConvBackArguments compose_conv_back_arguments;
+enum { compose_conv_back_threads = 256 };
+
+struct PlainBaseArguments {
+    // The network's input `[images][h][w][3]`.
+    const float* input;
+    // `[images][h x scale][w x scale][3]`: detail, to which the base is added.
+    float* output;
+    // HR patches of a staged batch that are subtracted, or null.
+    const u8* target;
+    // `[images]`, or null.
+    const u8* codes;
+    int images;
+    int h;
+    int w;
+    int scale;
+    // Strength of the base's sharpening; 0 for none.
+    float alpha;
+    int reserved;
+};
+static_assert(sizeof(PlainBaseArguments) == 56, "the layout that Rust writes");
+typedef PlainBaseArguments plain_base_arguments;
+enum { plain_base_threads = 256 };
+
+struct PlainGainArguments {
+    // `[count]`: sums of d_output x features at HR, and of d_output.
+    const double* totals;
+    // `[count]`: weights and biases of conv_out.
+    const float* parameters;
+    // `[1]`
+    const float* gain;
+    // `[count]`
+    float* gradients;
+    // `[1]`
+    float* d_gain;
+    const DeviceScalars* scalars;
+    int count;
+    int reserved;
+};
+static_assert(sizeof(PlainGainArguments) == 56, "the layout that Rust writes");
+typedef PlainGainArguments plain_gain_arguments;
+enum { plain_gain_threads = 256 };
+
+struct PlainRmsNormArguments {
+    // `[images][h][w][stride]`
+    const act* input;
+    // `[images][padded_h][padded_w][stride]`
+    act* output;
+    // `[channels]`
+    const float* scale;
+    // `[channels]`
+    const float* bias;
+    int images;
+    int h;
+    int w;
+    int padded_h;
+    int padded_w;
+    int channels;
+    int stride;
+    float epsilon;
+};
+static_assert(sizeof(PlainRmsNormArguments) == 64, "the layout that Rust writes");
+typedef PlainRmsNormArguments plain_rms_norm_arguments;
+enum { plain_rms_norm_threads = 256 };
+
+struct PlainRmsNormBackArguments {
+    // `[images][h][w][stride]`
+    const act* input;
+    // `[images][padded_h][padded_w][stride]`
+    const act* d_output;
+    // `[images][h][w][stride]`, or null.
+    act* d_input;
+    // `[channels]`
+    const float* scale;
+    // `[images][h][w]`
+    float* roots;
+    // `[blocks][2][channels]`
+    float* partials;
+    int images;
+    int h;
+    int w;
+    int padded_h;
+    int padded_w;
+    int channels;
+    int stride;
+    float epsilon;
+    // 1: added to what is there.
+    int add;
+    int reserved;
+};
+static_assert(sizeof(PlainRmsNormBackArguments) == 88, "the layout that Rust writes");
+typedef PlainRmsNormBackArguments plain_rms_norm_back_arguments;
+enum { plain_rms_norm_back_threads = 256 };
+typedef PlainRmsNormBackArguments plain_rms_norm_sums_arguments;
+enum { plain_rms_norm_sums_threads = 256 };
+
+struct PlainChannelSumsArguments {
+    // `[images][pixels][stride]`
+    const act* input;
+    // `[images][pixels][stride]`, or null.
+    const act* d_output;
+    // `[images][blocks][2][stride]`
+    float* partials;
+    // Of an image.
+    int pixels;
+    int stride;
+};
+static_assert(sizeof(PlainChannelSumsArguments) == 32, "the layout that Rust writes");
+typedef PlainChannelSumsArguments plain_channel_sums_arguments;
+enum { plain_channel_sums_threads = 256 };
+
+struct PlainChannelFactorsArguments {
+    // As plain_channel_sums made them.
+    const float* sums;
+    // `[hidden][channels]`
+    const float* down;
+    // `[channels][hidden]`
+    const float* up;
+    // `[images][stride]`
+    float* factors;
+    // `[images][stride]`; with partials alone.
+    float* d_means;
+    // `[images][down, up]`: the gradients of the weights; or null.
+    float* partials;
+    // Of an image.
+    int pixels;
+    int stride;
+    int channels;
+    int hidden;
+    // Of plain_channel_sums for an image.
+    int blocks;
+    int reserved;
+};
+static_assert(sizeof(PlainChannelFactorsArguments) == 72, "the layout that Rust writes");
+typedef PlainChannelFactorsArguments plain_channel_factors_arguments;
+enum { plain_channel_factors_threads = 256 };
+
+struct PlainChannelScaleArguments {
+    // `[images][pixels][stride]`
+    const act* input;
+    // `[images][stride]`
+    const float* factors;
+    // `[images][stride]`, or null.
+    const float* d_means;
+    // `[images][pixels][stride]`
+    act* output;
+    // Of an image.
+    int pixels;
+    int stride;
+    // 1: added to what is there.
+    int add;
+    int reserved;
+};
+static_assert(sizeof(PlainChannelScaleArguments) == 48, "the layout that Rust writes");
+typedef PlainChannelScaleArguments plain_channel_scale_arguments;
+enum { plain_channel_scale_threads = 256 };
+
+// The windows of an attention; a head has 16 channels.
+struct WindowSizes {
+    // Rows of an image.
+    int h;
+    // Columns of an image.
+    int w;
+    // Rows with padding, a multiple of `window`.
+    int padded_h;
+    // Columns with padding, a multiple of `window`.
+    int padded_w;
+    int heads;
+    // Pixels along a side.
+    int window;
+    // Rows and columns by which windows are shifted, below `window`.
+    int shift;
+    // log2(e) / the root of 16.
+    float factor;
+};
+static_assert(sizeof(WindowSizes) == 32, "the layout that Rust writes");
+
+struct PlainWindowAttentionArguments {
+    // `[images][padded_h][padded_w][3 x channels]`
+    const act* qkv;
+    // `[images][h][w][channels]`
+    act* output;
+    WindowSizes sizes;
+};
+static_assert(sizeof(PlainWindowAttentionArguments) == 48, "the layout that Rust writes");
+typedef PlainWindowAttentionArguments plain_window_attention_arguments;
+enum { plain_window_attention_threads = 256 };
+
+struct PlainWindowAttentionBackArguments {
+    // `[images][padded_h][padded_w][3 x channels]`
+    const act* qkv;
+    // `[images][h][w][channels]`
+    const act* d_output;
+    // `[images][padded_h][padded_w][3 x channels]`
+    act* d_qkv;
+    // `[images][padded_h][padded_w][heads][2]`
+    float* statistics;
+    WindowSizes sizes;
+};
+static_assert(sizeof(PlainWindowAttentionBackArguments) == 64, "the layout that Rust writes");
+typedef PlainWindowAttentionBackArguments plain_window_attention_queries_arguments;
+enum { plain_window_attention_queries_threads = 256 };
+typedef PlainWindowAttentionBackArguments plain_window_attention_keys_arguments;
+enum { plain_window_attention_keys_threads = 256 };
+
+struct PlainTokenKeysArguments {
+    // `[tokens][channels]`
+    const float* dictionary;
+    // `[16][channels]`
+    const float* key_weight;
+    // `[16]`
+    const float* key_bias;
+    // `[channels][channels]`
+    const float* value_weight;
+    // `[channels]`
+    const float* value_bias;
+    // `[tokens][16]`, then `[tokens][channels]`; with `centre` both again, of the centred
+    // tokens.
+    float* keys;
+    int tokens;
+    int channels;
+    int centre;
+    int reserved;
+};
+static_assert(sizeof(PlainTokenKeysArguments) == 64, "the layout that Rust writes");
+typedef PlainTokenKeysArguments plain_token_keys_arguments;
+enum { plain_token_keys_threads = 256 };
+
+struct PlainTokenAttentionArguments {
+    // As plain_token_keys made them.
+    const float* keys;
+    // `[pixels][16]`
+    const act* query;
+    // `[pixels][stride]`
+    act* output;
+    int pixels;
+    int tokens;
+    int channels;
+    int stride;
+    // log2(e) / the root of 16.
+    float factor;
+    int reserved;
+};
+static_assert(sizeof(PlainTokenAttentionArguments) == 48, "the layout that Rust writes");
+typedef PlainTokenAttentionArguments plain_token_attention_arguments;
+enum { plain_token_attention_threads = 256 };
+
+struct PlainTokenAttentionBackArguments {
+    // As plain_token_keys made them.
+    const float* keys;
+    // `[pixels][16]`
+    const act* query;
+    // `[pixels][stride]`
+    const act* d_output;
+    // `[pixels][16]`
+    act* d_query;
+    // `[pixels][tokens]`: the weights of the softmax.
+    float* weights;
+    // `[pixels][tokens]`: the gradients of the scores.
+    float* d_scores;
+    int pixels;
+    int tokens;
+    int channels;
+    int stride;
+    // log2(e) / the root of 16.
+    float factor;
+    int reserved;
+};
+static_assert(sizeof(PlainTokenAttentionBackArguments) == 72, "the layout that Rust writes");
+typedef PlainTokenAttentionBackArguments plain_token_attention_back_arguments;
+enum { plain_token_attention_back_threads = 256 };
+
+struct PlainTokenGradientsArguments {
+    // `[tokens][16]`
+    const double* d_keys;
+    // `[channels][tokens]`
+    const double* d_values;
+    // `[tokens][channels]`
+    const float* dictionary;
+    // `[16][channels]`
+    const float* key_weight;
+    // `[channels][channels]`
+    const float* value_weight;
+    float* d_dictionary;
+    float* d_key_weight;
+    float* d_key_bias;
+    float* d_value_weight;
+    float* d_value_bias;
+    const DeviceScalars* scalars;
+    int tokens;
+    int channels;
+    // 1 / the root of 16.
+    float factor;
+    int reserved;
+};
+static_assert(sizeof(PlainTokenGradientsArguments) == 104, "the layout that Rust writes");
+typedef PlainTokenGradientsArguments plain_token_gradients_arguments;
+enum { plain_token_gradients_threads = 256 };

@@ -4,6 +4,7 @@
 #include "features.cuh"
 #include "mma.cuh"
 #include "pixel_terms.cuh"
+#include "plain.cuh"
 #include "sums.cuh"
 
 namespace conv_family {
@@ -15,11 +16,19 @@ namespace nano_family {
 }  // namespace nano_family
 namespace reconstruct_family {
 #include "reconstruct.cu"
+#include "plain_reconstruct.cu"
 }  // namespace reconstruct_family
 namespace loss_family {
 #include "loss.cu"
 #include "structural.cu"
 }  // namespace loss_family
+namespace plain_family {
+#include "plain_conv.cu"
+#include "plain_values.cu"
+#include "plain_compose.cu"
+#include "plain_norm.cu"
+#include "plain_attention.cu"
+}  // namespace plain_family
 #include "optimizer.cu"
 #include "reduce.cu"
 #include "unpack.cu"

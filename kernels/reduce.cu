@@ -48,6 +48,10 @@ KERNEL(reduce_sums) {
         nano_family::finish_nano_block(job, chunk, own, total, shared, arg.scalars);
     } else if (own && job.kind == TO_GRADIENTS) {
         store_gradient(job.gradients + i, (float)total, arg.scalars);
+    } else if (own && job.kind == TO_VALUES) {
+        job.gradients[i] = (float)total;
+    } else if (own && job.kind == TO_ADDED) {
+        job.gradients[i] += (float)total;
     } else if (own) {
         job.totals[i] = total;
     }

@@ -295,6 +295,71 @@ fn training_on_the_device_follows_the_cpu_and_resumes_to_the_same_bits() {
     }
 }
 
+/// Every network other than Nano, whose steps are made of plain kernels, follows the CPU.
+#[test]
+fn every_network_trains_on_the_device() {
+    let dir = tempfile::tempdir().unwrap();
+    let (set, val) = (set(dir.path()), dir.path().join("val"));
+    std::fs::create_dir(&val).unwrap();
+    shard_common::picture(24, 20, 9)
+        .save(val.join("a.png"))
+        .unwrap();
+    let networks: [&[&str]; 5] = [
+        &["compact", "--num-feat", "20", "--num-conv", "1"],
+        &["span", "--feature-channels", "12"],
+        &["paragonsr2_stream"],
+        &["paragonsr2_photo", "--window-size", "4"],
+        &["paragonsr2_pro", "--window-size", "4"],
+    ];
+    for network in networks {
+        let mut all = Vec::new();
+        for device in ["cpu", "cuda"] {
+            let out = dir.path().join(format!("{}-{device}", network[0]));
+            let run = [
+                "train",
+                "--shards",
+                text(&set),
+                "--out",
+                text(&out),
+                "--lq-size",
+                "8",
+                "--batch-size",
+                "2",
+                "--iterations",
+                "2",
+                "--log-every",
+                "1",
+                "--warmup",
+                "0",
+                "--loss",
+                "l1",
+                "--val",
+                text(&val),
+                "--device",
+                device,
+                "--precision",
+                "f32",
+                "--network",
+            ];
+            let Some(output) = with_driver(&[&run[..], network].concat(), &[]) else {
+                return;
+            };
+            assert!(output.status.success(), "{network:?}: {}", said(&output));
+            all.push(losses(&out));
+        }
+        assert!(
+            all[0].len() == 2 && all[1].len() == 2,
+            "{network:?}: {all:?}"
+        );
+        for (cpu, cuda) in all[0].iter().zip(&all[1]) {
+            assert!(
+                (cpu - cuda).abs() < 2e-5 * cpu,
+                "{network:?}: the loss is {cuda} on the device and {cpu} on the CPU"
+            );
+        }
+    }
+}
+
 #[test]
 fn the_selftest_finds_every_kernel_right_and_a_step_is_measured() {
     let Some(output) = with_driver(&["selftest", "--quick", "--json"], &[]) else {

@@ -144,6 +144,25 @@ constants! {
     LOSS_TO_TOTAL: i32 = 3;
     /// The mean of a loss goes to the metrics.
     LOSS_TO_METRICS: i32 = 4;
+    /// They replace as many f32 values, whatever the micro-batches before left there.
+    TO_VALUES: i32 = 5;
+    /// They are added to gradients that another operation of the same micro-batch left there.
+    TO_ADDED: i32 = 6;
+
+    /// Functions of single values (`ChannelFunction::kind`): none.
+    FUNCTION_NONE: i32 = 0;
+    /// max(z, 0)
+    FUNCTION_RELU: i32 = 1;
+    /// z, or slope x z where z is negative.
+    FUNCTION_LEAKY_RELU: i32 = 2;
+    /// The same with a slope for each channel.
+    FUNCTION_PRELU: i32 = 3;
+    /// z x sigmoid(z)
+    FUNCTION_SILU: i32 = 4;
+    /// The exact GELU.
+    FUNCTION_GELU: i32 = 5;
+    /// (z - mean) x factor, of RGB.
+    FUNCTION_NORMALIZE: i32 = 6;
 
     /// Augmentation: mirror left-right, applied first.
     HFLIP: u8 = augment::HFLIP;

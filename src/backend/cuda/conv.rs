@@ -14,7 +14,7 @@ use super::signatures::{
 };
 use super::tiles::{tile_pixels, tiles};
 use crate::plan::{BufferId, Conv, ConvBack, Precision, Unpack};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
 /// Sums of one block: weights and bias, in the order of the parameters.
 pub(super) fn sum_count(o: &ConvBack) -> usize {
@@ -51,27 +51,21 @@ fn rgb_tile_bytes(precision: Precision) -> usize {
     tile_pixels(1) * pixel
 }
 
-/// Checks that there is a kernel for the channels of a 3x3 convolution.
-///
-/// # Errors
-/// When there is none.
-pub(super) fn check_channels(o: &Conv) -> Result<()> {
-    ensure!(
-        o.cout == FEATURES && (o.cin == 3 || o.cin == FEATURES),
-        "no CUDA kernel for a 3x3 convolution from {} to {} channels",
-        o.cin,
-        o.cout
-    );
-    Ok(())
+/// Whether the kernels of this file compute a convolution; [`super::plain`] has those for all others.
+pub(super) fn is_tuned(o: &Conv) -> bool {
+    let rgb = o.cin == 3 && o.input_stride == 3;
+    o.is_plain_3x3() && o.cout == FEATURES && (rgb || o.cin == FEATURES)
+}
+
+/// Whether the kernels of this file compute the gradients of a convolution.
+pub(super) fn is_tuned_back(o: &ConvBack) -> bool {
+    let written = o.d_input.is_none_or(|d| !d.add);
+    is_tuned(&o.forward) && o.accumulates && written && (o.forward.cin == 3 || o.d_input.is_some())
 }
 
 /// Whether a convolution is the one that reads RGB.
-///
-/// # Errors
-/// When there is no kernel for its channels.
-fn reads_rgb(o: &Conv) -> Result<bool> {
-    check_channels(o)?;
-    Ok(o.cin == 3)
+fn reads_rgb(o: &Conv) -> bool {
+    o.cin == 3
 }
 
 /// Lowers a convolution; with `unpack` it also does that operation, whose output it reads.
@@ -79,7 +73,7 @@ pub(super) fn forward(l: &mut Lowering<'_>, o: &Conv, unpack: Option<&Unpack>) -
     let (e, precision) = (o.extent, l.plan.precision);
     let weight = l.parameter(o.parameters, o.weight.offset);
     let bias = l.parameter(o.parameters, o.bias.offset);
-    if reads_rgb(o)? {
+    if reads_rgb(o) {
         let (patches, codes) = match unpack.map(|u| u.batch) {
             Some(b) => (
                 l.pixels_at(b.buffer, b.lq_of(0)),
@@ -126,7 +120,7 @@ pub(super) fn backward(l: &mut Lowering<'_>, o: &ConvBack) -> Result<()> {
     let c = &o.forward;
     let workspace = l.workspace(o.workspace)?;
     let sums = reduce::sums_in(l, workspace, o.slice, sum_count(o), sum_blocks(o));
-    if reads_rgb(c)? {
+    if reads_rgb(c) {
         rgb_gradients(l, o, &sums)?;
     } else {
         let d_input = o.d_input.map(|d| d.buffer);

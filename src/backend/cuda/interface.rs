@@ -2,7 +2,7 @@
 //! C. Only the tests write or compare it; the kernels include it. Depends on the tables of
 //! constants and signatures.
 
-use super::{constants, signatures};
+use super::{constants, plain, signatures};
 use std::path::Path;
 
 /// Where the header is, from the repository's root.
@@ -18,9 +18,11 @@ fn header() -> String {
          #pragma once\n\
          \n\
          {}\n\
+         {}\n\n\
          {}",
         constants::c_text(),
-        signatures::c_text().trim_end()
+        signatures::c_text().trim_end(),
+        plain::c_text().trim_end()
     ) + "\n"
 }
 

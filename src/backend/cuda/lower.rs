@@ -36,7 +36,7 @@ pub fn lower_range(plan: &PlanData, range: Range<usize>) -> Result<Vec<Launch>> 
         if at + 1 < range.end && fused(&mut l, plan, at)? {
             at += 2;
         } else {
-            operation(&mut l, &plan.ops[at])?;
+            operation::of(&plan.ops[at]).lower(&mut l)?;
             at += 1;
         }
     }
@@ -68,11 +68,11 @@ fn fused(l: &mut Lowering<'_>, plan: &PlanData, at: usize) -> Result<bool> {
         return Ok(false);
     }
     match (&plan.ops[at], &plan.ops[at + 1]) {
-        (Op::Unpack(unpack), Op::Conv(conv)) => {
+        (Op::Unpack(unpack), Op::Conv(conv)) if conv::is_tuned(conv) => {
             l.begin(at + 1);
             conv::forward(l, conv, Some(unpack))?;
         }
-        (Op::Reconstruct(end), Op::PixelLoss(loss)) => {
+        (Op::Reconstruct(end), Op::PixelLoss(loss)) if reconstruct::is_tuned(end) => {
             reconstruct::forward(l, end, Some(loss))?;
             l.begin(at + 1);
             pixels::defer_loss(l, loss, reconstruct::loss_blocks(end))?;
@@ -80,18 +80,4 @@ fn fused(l: &mut Lowering<'_>, plan: &PlanData, at: usize) -> Result<bool> {
         _ => return Ok(false),
     }
     Ok(true)
-}
-
-fn operation(l: &mut Lowering<'_>, op: &Op) -> Result<()> {
-    let operation = operation::of(op).ok_or_else(|| unsupported(op))?;
-    operation.lower(l)
-}
-
-/// The error for an operation that CUDA has no kernel for.
-pub(super) fn unsupported(op: &Op) -> anyhow::Error {
-    let text = format!(
-        "there is no CUDA kernel for the operation \"{}\" yet; train on the CPU (--device cpu)",
-        op.label()
-    );
-    crate::backend::Error::Unsupported(text).into()
 }

@@ -184,6 +184,11 @@ impl<'a> Lowering<'a> {
         self.at(buffer, 0)
     }
 
+    /// Activations from byte `bytes` of a workspace on.
+    pub fn activations_at(&self, buffer: BufferId, bytes: usize) -> Address<Act> {
+        self.at(buffer, bytes)
+    }
+
     /// f32 values that are neither parameters nor activations: RGB images, planes.
     pub fn floats(&self, buffer: BufferId) -> Address<f32> {
         self.at(buffer, 0)

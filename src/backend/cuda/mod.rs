@@ -4,7 +4,7 @@
 //!
 //! Inside, each file depends only on files further down this list: `profile`, `backend`, `device`,
 //! `module`, `driver`; `lower`, `sizing`, the families (`conv`, `nano`, `reconstruct`, `structural`,
-//! `optimizer`, `pixels`), `reduce`, `lowering`, `scalars`, `launch`, `signatures`, `arguments`,
+//! `optimizer`, `pixels`, `plain`), `reduce`, `lowering`, `scalars`, `launch`, `signatures`, `arguments`,
 //! `tiles`, `limits`, `constants`.
 
 mod arguments;
@@ -24,6 +24,7 @@ mod nano;
 mod operation;
 mod optimizer;
 mod pixels;
+mod plain;
 mod profile;
 mod reconstruct;
 mod reduce;

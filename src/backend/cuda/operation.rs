@@ -1,13 +1,14 @@
 //! What CUDA has for each operation of a plan, and the table of all operations. A new operation is
-//! one file with an implementation of [`CudaOperation`], and one row in [`of`].
+//! one file with an implementation of [`CudaOperation`], and one row in [`of`]. Some operations have
+//! kernels for one shape only, those of Nano; all other shapes are computed by [`super::plain`].
 
 use super::lowering::Lowering;
-use super::{conv, nano, optimizer, pixels, reconstruct, structural};
+use super::{conv, nano, optimizer, pixels, plain, reconstruct, structural};
 use crate::plan::{
     Conv, ConvBack, NanoBlock, NanoBlockBack, Op, PixelLoss, Precision, Reconstruct,
     ReconstructBack, StructuralLoss, Unpack, Update,
 };
-use anyhow::{Result, ensure};
+use anyhow::Result;
 
 /// An operation of a plan as CUDA runs it.
 pub(super) trait CudaOperation {
@@ -20,7 +21,7 @@ pub(super) trait CudaOperation {
     }
 
     /// Workspace bytes.
-    fn workspace(&self) -> u64 {
+    fn workspace(&self, _: Precision) -> u64 {
         0
     }
 
@@ -47,42 +48,42 @@ pub(super) trait CudaOperation {
     fn lower(&self, l: &mut Lowering<'_>) -> Result<()>;
 }
 
-/// CUDA's side of an operation; `None` if it has none yet.
-pub(super) fn of(op: &Op) -> Option<&dyn CudaOperation> {
+/// CUDA's side of an operation.
+pub(super) fn of(op: &Op) -> &dyn CudaOperation {
     match op {
-        Op::Unpack(o) => Some(o),
-        Op::Conv(o) => Some(o),
-        Op::ConvBack(o) => Some(o),
-        Op::NanoBlock(o) => Some(o),
-        Op::NanoBlockBack(o) => Some(o),
-        Op::Reconstruct(o) => Some(o),
-        Op::ReconstructBack(o) => Some(o),
-        Op::PixelLoss(o) => Some(o),
-        Op::StructuralLoss(o) => Some(o),
-        Op::Update(o) => Some(o),
-        Op::Activate(_)
-        | Op::ActivateBack(_)
-        | Op::Gate(_)
-        | Op::GateBack(_)
-        | Op::Concat(_)
-        | Op::ConcatBack(_)
-        | Op::ScaledSum(_)
-        | Op::ScaledSumBack(_)
-        | Op::Accumulate(_)
-        | Op::Shuffle(_)
-        | Op::ShuffleBack(_)
-        | Op::ComposeConv(_)
-        | Op::ComposeConvBack(_)
-        | Op::RmsNorm(_)
-        | Op::RmsNormBack(_)
-        | Op::WindowAttention(_)
-        | Op::WindowAttentionBack(_)
-        | Op::ChannelAttention(_)
-        | Op::ChannelAttentionBack(_)
-        | Op::TokenAttention(_)
-        | Op::TokenAttentionBack(_)
-        | Op::StreamBlock(_)
-        | Op::StreamBlockBack(_) => None,
+        Op::Unpack(o) => o,
+        Op::Conv(o) => o,
+        Op::ConvBack(o) => o,
+        Op::NanoBlock(o) => o,
+        Op::NanoBlockBack(o) => o,
+        Op::Reconstruct(o) => o,
+        Op::ReconstructBack(o) => o,
+        Op::PixelLoss(o) => o,
+        Op::StructuralLoss(o) => o,
+        Op::Update(o) => o,
+        Op::Activate(o) => o,
+        Op::ActivateBack(o) => o,
+        Op::Gate(o) => o,
+        Op::GateBack(o) => o,
+        Op::Concat(o) => o,
+        Op::ConcatBack(o) => o,
+        Op::ScaledSum(o) => o,
+        Op::ScaledSumBack(o) => o,
+        Op::Accumulate(o) => o,
+        Op::Shuffle(o) => o,
+        Op::ShuffleBack(o) => o,
+        Op::ComposeConv(o) => o,
+        Op::ComposeConvBack(o) => o,
+        Op::RmsNorm(o) => o,
+        Op::RmsNormBack(o) => o,
+        Op::WindowAttention(o) => o,
+        Op::WindowAttentionBack(o) => o,
+        Op::ChannelAttention(o) => o,
+        Op::ChannelAttentionBack(o) => o,
+        Op::TokenAttention(o) => o,
+        Op::TokenAttentionBack(o) => o,
+        Op::StreamBlock(o) => o,
+        Op::StreamBlockBack(o) => o,
     }
 }
 
@@ -94,42 +95,50 @@ impl CudaOperation for Unpack {
 
 impl CudaOperation for Conv {
     fn check(&self) -> Result<()> {
-        ensure!(
-            self.is_plain_3x3(),
-            "only plain 3x3 convolutions are supported"
-        );
-        conv::check_channels(self)
+        if conv::is_tuned(self) {
+            return Ok(());
+        }
+        plain::conv::check(self)
     }
 
     fn lower(&self, l: &mut Lowering<'_>) -> Result<()> {
-        conv::forward(l, self, None)
+        if conv::is_tuned(self) {
+            return conv::forward(l, self, None);
+        }
+        plain::conv::lower(l, self)
     }
 }
 
 impl CudaOperation for ConvBack {
     fn check(&self) -> Result<()> {
-        ensure!(
-            self.accumulates && self.d_input.is_none_or(|d| !d.add),
-            "gradients that are added to others are not supported"
-        );
         self.forward.check()
     }
 
-    fn workspace(&self) -> u64 {
-        conv::workspace(self)
+    fn workspace(&self, _: Precision) -> u64 {
+        if conv::is_tuned_back(self) {
+            return conv::workspace(self);
+        }
+        plain::conv::workspace(self)
     }
 
     fn carry(&self) -> u64 {
-        8 * conv::sum_count(self) as u64
+        if conv::is_tuned_back(self) {
+            return 8 * conv::sum_count(self) as u64;
+        }
+        plain::conv::carry(self)
     }
 
-    /// The sums of the last slice; those of an earlier slice are added to the carried totals at once.
+    /// The sums of the last slice; those of an earlier slice are added to the carried totals at
+    /// once, and those of the plain kernels always.
     fn defers_sums(&self) -> bool {
-        self.slice.last
+        self.slice.last && conv::is_tuned_back(self)
     }
 
     fn lower(&self, l: &mut Lowering<'_>) -> Result<()> {
-        conv::backward(l, self)
+        if conv::is_tuned_back(self) {
+            return conv::backward(l, self);
+        }
+        plain::conv::lower_back(l, self)
     }
 }
 
@@ -140,7 +149,7 @@ impl CudaOperation for NanoBlock {
 }
 
 impl CudaOperation for NanoBlockBack {
-    fn workspace(&self) -> u64 {
+    fn workspace(&self, _: Precision) -> u64 {
         nano::workspace(self)
     }
 
@@ -154,22 +163,52 @@ impl CudaOperation for NanoBlockBack {
 }
 
 impl CudaOperation for Reconstruct {
+    fn check(&self) -> Result<()> {
+        if reconstruct::is_tuned(self) {
+            return Ok(());
+        }
+        plain::reconstruct::check(self)
+    }
+
+    fn workspace(&self, precision: Precision) -> u64 {
+        if reconstruct::is_tuned(self) {
+            return 0;
+        }
+        plain::reconstruct::workspace(self, precision)
+    }
+
     fn prepared(&self, precision: Precision) -> u64 {
-        reconstruct::folded_bytes(self, precision)
+        if reconstruct::is_tuned(self) {
+            return reconstruct::folded_bytes(self, precision);
+        }
+        0
     }
 
     fn lower(&self, l: &mut Lowering<'_>) -> Result<()> {
-        reconstruct::forward(l, self, None)
+        if reconstruct::is_tuned(self) {
+            return reconstruct::forward(l, self, None);
+        }
+        plain::reconstruct::lower(l, self)
     }
 }
 
 impl CudaOperation for ReconstructBack {
-    fn workspace(&self) -> u64 {
-        reconstruct::workspace(self)
+    fn check(&self) -> Result<()> {
+        self.forward.check()
+    }
+
+    fn workspace(&self, precision: Precision) -> u64 {
+        if reconstruct::is_tuned(&self.forward) {
+            return reconstruct::workspace(self);
+        }
+        plain::reconstruct::workspace_back(self, precision)
     }
 
     fn carry(&self) -> u64 {
-        8 * reconstruct::sum_count(self) as u64
+        if reconstruct::is_tuned(&self.forward) {
+            return 8 * reconstruct::sum_count(self) as u64;
+        }
+        plain::reconstruct::carry(self)
     }
 
     fn prepared(&self, precision: Precision) -> u64 {
@@ -178,16 +217,19 @@ impl CudaOperation for ReconstructBack {
 
     /// As for [`ConvBack`].
     fn defers_sums(&self) -> bool {
-        self.slice.last
+        self.slice.last && reconstruct::is_tuned(&self.forward)
     }
 
     fn lower(&self, l: &mut Lowering<'_>) -> Result<()> {
-        reconstruct::backward(l, self)
+        if reconstruct::is_tuned(&self.forward) {
+            return reconstruct::backward(l, self);
+        }
+        plain::reconstruct::lower_back(l, self)
     }
 }
 
 impl CudaOperation for PixelLoss {
-    fn workspace(&self) -> u64 {
+    fn workspace(&self, _: Precision) -> u64 {
         pixels::loss_workspace()
     }
 
@@ -206,7 +248,7 @@ impl CudaOperation for PixelLoss {
 }
 
 impl CudaOperation for StructuralLoss {
-    fn workspace(&self) -> u64 {
+    fn workspace(&self, _: Precision) -> u64 {
         structural::workspace(self)
     }
 
@@ -220,7 +262,7 @@ impl CudaOperation for StructuralLoss {
 }
 
 impl CudaOperation for Update {
-    fn workspace(&self) -> u64 {
+    fn workspace(&self, _: Precision) -> u64 {
         optimizer::workspace(self)
     }
 

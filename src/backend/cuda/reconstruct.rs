@@ -69,6 +69,12 @@ pub(super) fn workspace(o: &ReconstructBack) -> u64 {
         + 8 * interior as u64
 }
 
+/// Whether the kernels of this file compute a reconstruction; [`super::plain`] has those for other
+/// numbers of features.
+pub(super) fn is_tuned(o: &Reconstruct) -> bool {
+    o.features == FEATURES
+}
+
 fn check(o: &Reconstruct) -> Result<()> {
     ensure!(
         o.features == FEATURES,
@@ -232,24 +238,30 @@ pub(super) fn backward(l: &mut Lowering<'_>, o: &ReconstructBack) -> Result<()> 
     check(f)?;
     let (sums, edge_sums) = sums_of(l, o)?;
     passes(l, o, &sums, &edge_sums)?;
-    if let Some(d_input) = o.d_input {
-        let arguments = BaseBackArguments {
-            d_output: l.floats(o.d_output),
-            d_input: l.floats(d_input),
-            images: int(f.extent.n)?,
-            h: int(f.extent.h)?,
-            w: int(f.extent.w)?,
-            scale: int(f.scale)?,
-            alpha: f.alpha,
-        };
-        let blocks = (f.extent.pixels() * 3).div_ceil(256);
-        l.launch(&BASE_BACK, Shape::of(blocks, 0), arguments)?;
-    }
+    base_back(l, o)?;
     reduce::add_to_totals(l, o.slice, &[sums, edge_sums])?;
     if o.slice.last {
         unfold(l, o, &sums, &edge_sums)?;
     }
     Ok(())
+}
+
+/// Lowers the gradient of the input through the base, if it is wanted.
+pub(super) fn base_back(l: &mut Lowering<'_>, o: &ReconstructBack) -> Result<()> {
+    let (f, Some(d_input)) = (&o.forward, o.d_input) else {
+        return Ok(());
+    };
+    let arguments = BaseBackArguments {
+        d_output: l.floats(o.d_output),
+        d_input: l.floats(d_input),
+        images: int(f.extent.n)?,
+        h: int(f.extent.h)?,
+        w: int(f.extent.w)?,
+        scale: int(f.scale)?,
+        alpha: f.alpha,
+    };
+    let blocks = (f.extent.pixels() * 3).div_ceil(256);
+    l.launch(&BASE_BACK, Shape::of(blocks, 0), arguments)
 }
 
 /// The gradient of the features and the partial sums: in one pass at scale 2 in half precision,

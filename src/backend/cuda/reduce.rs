@@ -6,7 +6,7 @@
 
 use super::arguments::{Address, Gradient, Parameter, Partial};
 use super::constants::{LOSS_TO_METRICS, LOSS_TO_TOTAL, SUM_JOBS, SUM_LANES};
-use super::constants::{TO_GRADIENTS, TO_NANO_BLOCK, TO_TOTALS};
+use super::constants::{TO_ADDED, TO_GRADIENTS, TO_NANO_BLOCK, TO_TOTALS, TO_VALUES};
 use super::launch::{Launch, Order, Shape};
 use super::lowering::{Lowering, PendingSums, int};
 use super::signatures::{REDUCE_SUMS, ReduceSumsArguments, SumJob};
@@ -29,6 +29,20 @@ pub(super) enum To {
         /// Its gradient.
         gradients: Address<Gradient>,
     },
+}
+
+/// What the totals of sums that are added up at once become after the last slice.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Finish {
+    /// The gradients of as many parameters from this one on: written, or added in later
+    /// micro-batches.
+    Gradients(Address<Gradient>),
+    /// f32 values, written in every micro-batch.
+    Values(Address<Gradient>),
+    /// Added to what another operation of the micro-batch left there.
+    Added(Address<Gradient>),
+    /// f64 values.
+    Totals(Address<f64>),
 }
 
 /// The sums of one operation.
@@ -196,6 +210,32 @@ pub(super) fn add_to_totals(l: &mut Lowering<'_>, slice: Slice, sums: &[Sums]) -
         Order::InOrder
     };
     launch(l, &jobs, order)
+}
+
+/// Adds up the sums of an operation right after the launch that makes them: to the totals that
+/// slices carry, and after the last slice to what `Finish` says. The partials need not be kept.
+///
+/// # Errors
+/// When a number does not fit a kernel's arguments.
+pub(super) fn finish(l: &mut Lowering<'_>, slice: Slice, sums: &[(Sums, Finish)]) -> Result<()> {
+    ensure!(
+        slice.last || slice.carry.is_some(),
+        "the sums of a slice have no place to be carried in"
+    );
+    let mut jobs = Vec::new();
+    for (sums, to) in sums {
+        let mut job = sums_job(sums, slice)?;
+        match *to {
+            _ if !slice.last => (job.kind, job.totals) = (TO_TOTALS, sums.totals),
+            Finish::Totals(totals) => (job.kind, job.totals) = (TO_TOTALS, totals),
+            Finish::Gradients(to) => (job.kind, job.gradients) = (TO_GRADIENTS, to),
+            Finish::Values(to) => (job.kind, job.gradients) = (TO_VALUES, to),
+            Finish::Added(to) => (job.kind, job.gradients) = (TO_ADDED, to),
+        }
+        jobs.push((l.op(), job));
+    }
+    jobs.chunks(SUM_JOBS)
+        .try_for_each(|jobs| launch(l, jobs, Order::InOrder))
 }
 
 /// Launches all pending jobs.

@@ -7,8 +7,8 @@
 //! kernel that sums is launched with at most `SUM_BLOCKS` blocks, each of which loops over many
 //! tiles in a fixed order, and [`super::reduce`] adds up the sums.
 
+use super::operation;
 use super::scalars::SCALARS_BYTES;
-use super::{lower, operation};
 use crate::plan::{Op, Precision, Sizing};
 use anyhow::{Context, Result};
 
@@ -33,28 +33,24 @@ impl Sizing for CudaSizing {
     }
 
     fn supports(&self, op: &Op) -> Result<()> {
-        let checked = operation::of(op)
-            .ok_or_else(|| lower::unsupported(op))?
-            .check();
-        checked.with_context(|| {
+        operation::of(op).check().with_context(|| {
             format!(
-                "a GPU trains ParagonSR2 Nano only so far, and --device cpu trains every network: \
-                 CUDA cannot run the operation \"{}\"",
+                "CUDA cannot run the operation \"{}\" of this network; --device cpu trains it",
                 op.label()
             )
         })
     }
 
     fn workspace(&self, op: &Op) -> u64 {
-        operation::of(op).map_or(0, |o| o.workspace())
+        operation::of(op).workspace(self.precision)
     }
 
     fn carry(&self, op: &Op) -> u64 {
-        operation::of(op).map_or(0, |o| o.carry())
+        operation::of(op).carry()
     }
 
     fn defers_sums(&self, op: &Op) -> bool {
-        operation::of(op).is_some_and(|o| o.defers_sums())
+        operation::of(op).defers_sums()
     }
 
     fn precision(&self) -> Precision {
@@ -62,7 +58,7 @@ impl Sizing for CudaSizing {
     }
 
     fn prepared(&self, op: &Op) -> u64 {
-        operation::of(op).map_or(0, |o| o.prepared(self.precision))
+        operation::of(op).prepared(self.precision)
     }
 
     fn scalar_bytes(&self) -> u64 {

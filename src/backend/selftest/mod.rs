@@ -1,5 +1,5 @@
-//! Compares a device with the CPU: every operation of a training step on the same inputs, then a
-//! short training, for every type of activations that the device has. Images are compared as a
+//! Compares a device with the CPU: every operation of a training step of each network on the same
+//! inputs, and a short training of Nano, for every type of activations that the device has. Images are compared as a
 //! whole and also row by row, column by column and in their corners, because kernels fail most
 //! often at edges, which are a small share of an image. Depends on the networks and the backends.
 //! Promises that a difference larger than rounding is reported.
@@ -99,6 +99,29 @@ const CASES: [Case; 7] = [
 /// How many of [`CASES`] a quick run tests.
 const QUICK: usize = 2;
 
+/// A network, its settings, scale, batch, side of the LQ patch in pixels.
+type NetworkCase = (
+    &'static str,
+    &'static [(&'static str, usize)],
+    usize,
+    usize,
+    usize,
+);
+
+/// The networks other than Nano, whose operations the plain kernels compute: one small step each,
+/// with numbers of channels that fill no whole group where a network can have them.
+const NETWORKS: [NetworkCase; 7] = [
+    ("compact", &[("num_feat", 20), ("num_conv", 2)], 2, 2, 19),
+    ("compact", &[("num_feat", 64), ("num_conv", 2)], 4, 2, 40),
+    ("span", &[("feature_channels", 52)], 2, 2, 33),
+    ("paragonsr2_stream", &[], 2, 2, 35),
+    ("paragonsr2_photo", &[("window_size", 16)], 2, 2, 40),
+    ("paragonsr2_photo", &[("window_size", 7)], 4, 1, 18),
+    ("paragonsr2_pro", &[("window_size", 8)], 2, 2, 19),
+];
+/// How many of [`NETWORKS`] a quick run tests.
+const QUICK_NETWORKS: usize = 1;
+
 /// Tolerance of rows, columns and corners, divided by that of a whole image: a region has few
 /// values, so rounding errors do not average out (measured: up to 1.9 times the error of the
 /// whole). A kernel that is wrong there is wrong by a tenth of the values or more.
@@ -113,7 +136,7 @@ fn tolerances(precision: Precision) -> (f64, f64, f64) {
     }
 }
 
-/// Runs all checks for a type of activations (the first two cases only if `quick`) and calls
+/// Runs all checks for a type of activations (three small ones only if `quick`) and calls
 /// `report` with each one as it is finished.
 ///
 /// # Errors
@@ -125,6 +148,24 @@ pub fn run(
     report: &mut dyn FnMut(&Check),
 ) -> Result<Vec<Check>> {
     let mut checks = Vec::new();
+    let mut add = |case: &str, comparisons: Vec<Comparison>| {
+        for comparison in comparisons {
+            let Comparison {
+                what,
+                error,
+                tolerance,
+            } = comparison;
+            let check = Check {
+                precision,
+                case: case.to_string(),
+                what,
+                error,
+                tolerance,
+            };
+            report(&check);
+            checks.push(check);
+        }
+    };
     let count = if quick { QUICK } else { CASES.len() };
     for &(scale, batch, lq, losses, recompute, optimizer) in &CASES[..count] {
         let mut net = Network::new("nano", scale)?;
@@ -142,22 +183,29 @@ pub fn run(
         let comparisons = BackendPair::new(&net, &spec, precision, load)
             .and_then(|pair| pair.run(&net, &spec))
             .with_context(|| case.clone())?;
-        for comparison in comparisons {
-            let Comparison {
-                what,
-                error,
-                tolerance,
-            } = comparison;
-            let check = Check {
-                precision,
-                case: case.clone(),
-                what,
-                error,
-                tolerance,
-            };
-            report(&check);
-            checks.push(check);
+        add(&case, comparisons);
+    }
+    let count = if quick {
+        QUICK_NETWORKS
+    } else {
+        NETWORKS.len()
+    };
+    for &(name, settings, scale, batch, lq) in &NETWORKS[..count] {
+        let mut net = Network::new(name, scale)?;
+        for &(setting, value) in settings {
+            net.set(setting, value)?;
         }
+        for setting in ["layer_scale", "detail_gain"] {
+            if net.spec(setting).is_ok() {
+                net.set(setting, 0.5)?;
+            }
+        }
+        let spec = StepSpec::new(batch, (lq, lq), vec![(LossKind::L1, 1.0)]);
+        let case = format!("{name} x{scale}, {settings:?}, {batch} x {lq} x {lq}");
+        let comparisons = BackendPair::new(&net, &spec, precision, load)
+            .and_then(|pair| pair.run_operations(&net, &spec))
+            .with_context(|| case.clone())?;
+        add(&case, comparisons);
     }
     Ok(checks)
 }

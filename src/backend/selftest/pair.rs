@@ -106,31 +106,47 @@ impl BackendPair {
         })
     }
 
+    /// Compares every operation.
+    pub fn run_operations(mut self, net: &Network, spec: &StepSpec) -> Result<Vec<Comparison>> {
+        self.compare_operations(net, spec)
+    }
+
     /// Compares every operation, then a short training.
     pub fn run(mut self, net: &Network, spec: &StepSpec) -> Result<Vec<Comparison>> {
-        let (operation, loss, parameters) = tolerances(self.precision);
-        let mut comparisons = Vec::new();
-        let mut add = |what: String, error: f64, tolerance: f64| {
+        let (_, loss, parameters) = tolerances(self.precision);
+        let mut comparisons = self.compare_operations(net, spec)?;
+        let [loss_error, parameter_error] = self.training(net, spec)?;
+        for (what, error, tolerance) in [
+            ("loss of a short training", loss_error, loss),
+            ("parameters after it", parameter_error, parameters),
+        ] {
+            let what = what.to_string();
             comparisons.push(Comparison {
                 what,
                 error,
                 tolerance,
             });
-        };
+        }
+        Ok(comparisons)
+    }
+
+    fn compare_operations(&mut self, net: &Network, spec: &StepSpec) -> Result<Vec<Comparison>> {
+        let tolerance = tolerances(self.precision).0;
+        let mut comparisons = Vec::new();
         for worst in self.operations(net, spec)? {
-            add(worst.label.to_string(), worst.whole, operation);
-            if let Some(edges) = worst.edges {
-                let what = format!("{}: rows, columns", worst.label);
-                add(what, edges, EDGES * operation);
+            comparisons.push(Comparison {
+                what: worst.label.to_string(),
+                error: worst.whole,
+                tolerance,
+            });
+            if let Some(error) = worst.edges {
+                comparisons.push(Comparison {
+                    what: format!("{}: rows, columns", worst.label),
+                    error,
+                    tolerance: EDGES * tolerance,
+                });
             }
         }
-        let [loss_error, parameter_error] = self.training(net, spec)?;
-        add("loss of a short training".to_string(), loss_error, loss);
-        add(
-            "parameters after it".to_string(),
-            parameter_error,
-            parameters,
-        );
         Ok(comparisons)
     }
 

@@ -1,0 +1,194 @@
+// RMSNorm over channels, and channel attention. Depends on plain.cuh. Bound by memory.
+#include "plain.cuh"
+
+// Eight lanes share a pixel; a warp has four.
+#define NORM_LANES 8
+DEVICE float over_lanes(float value) {
+    for (int mask = NORM_LANES / 2; mask > 0; mask >>= 1) value += shuffle_xor(value, mask);
+    return value;
+}
+// The pixel of the unpadded image that is at `pixel` of the padded one, or -1.
+DEVICE int unpadded(int pixel, int h, int w, int padded_h, int padded_w) {
+    int line = pixel / padded_w, x = pixel - line * padded_w, image = line / padded_h, y = line - image * padded_h;
+    return y < h && x < w ? (image * h + y) * w + x : -1;
+}
+DEVICE int padded(int pixel, int h, int w, int padded_h, int padded_w) {
+    int line = pixel / w, x = pixel - line * w, image = line / h, y = line - image * h;
+    return (image * padded_h + y) * padded_w + x;
+}
+
+// scale x r + bias with r = 1 / sqrt(mean(x^2) + epsilon); zeros in the padding. Grid: persistent.
+KERNEL(plain_rms_norm) {
+    int part = threadIdx.x % NORM_LANES * PIECE, pixels = arg.images * arg.padded_h * arg.padded_w;
+    for (int first = blockIdx.x * (256 / NORM_LANES); first < pixels; first += gridDim.x * (256 / NORM_LANES)) {
+        int to = first + (int)threadIdx.x / NORM_LANES, from = to < pixels ? unpadded(to, arg.h, arg.w, arg.padded_h, arg.padded_w) : -1;
+        float squares = 0;
+        for (int c = part; c < arg.stride && from >= 0; c += NORM_LANES * PIECE) {
+            float v[PIECE];
+            load_piece(arg.input + (long long)from * arg.stride + c, v);
+            UNROLL
+            for (int k = 0; k < PIECE; k++) squares = fmaf(v[k], v[k], squares);
+        }
+        warp_barrier();
+        float root = 1.0f / sqrtf(over_lanes(squares) / (float)arg.channels + arg.epsilon);
+        for (int c = part; c < arg.stride && to < pixels; c += NORM_LANES * PIECE) {
+            float v[PIECE];
+            UNROLL
+            for (int k = 0; k < PIECE; k++) v[k] = 0;
+            if (from >= 0) load_piece(arg.input + (long long)from * arg.stride + c, v);
+            UNROLL
+            for (int k = 0; k < PIECE; k++) v[k] = from >= 0 && c + k < arg.channels ? fmaf(v[k] * root, arg.scale[c + k], arg.bias[c + k]) : 0.0f;
+            store_piece(arg.output + (long long)to * arg.stride + c, v);
+        }
+    }
+}
+
+// d x = r (scale d - x r^2 mean(scale d x)); r is kept in `roots` for plain_rms_norm_sums. Grid:
+// persistent.
+KERNEL(plain_rms_norm_back) {
+    int part = threadIdx.x % NORM_LANES * PIECE, pixels = arg.images * arg.h * arg.w;
+    for (int first = blockIdx.x * (256 / NORM_LANES); first < pixels; first += gridDim.x * (256 / NORM_LANES)) {
+        int pixel = first + (int)threadIdx.x / NORM_LANES, exists = pixel < pixels;
+        long long from = exists ? (long long)padded(pixel, arg.h, arg.w, arg.padded_h, arg.padded_w) * arg.stride : 0;
+        float squares = 0, products = 0, v[PIECE], d[PIECE];
+        for (int c = part; c < arg.stride && exists; c += NORM_LANES * PIECE) {
+            load_piece(arg.input + (long long)pixel * arg.stride + c, v);
+            load_piece(arg.d_output + from + c, d);
+            UNROLL
+            for (int k = 0; k < PIECE; k++) {
+                squares = fmaf(v[k], v[k], squares);
+                if (c + k < arg.channels) products = fmaf(v[k] * d[k], arg.scale[c + k], products);
+            }
+        }
+        warp_barrier();
+        float root = 1.0f / sqrtf(over_lanes(squares) / (float)arg.channels + arg.epsilon);
+        float mean = over_lanes(products) / (float)arg.channels * root * root;
+        if (exists && threadIdx.x % NORM_LANES == 0) arg.roots[pixel] = root;
+        for (int c = part; c < arg.stride && exists && arg.d_input; c += NORM_LANES * PIECE) {
+            load_piece(arg.input + (long long)pixel * arg.stride + c, v);
+            load_piece(arg.d_output + from + c, d);
+            UNROLL
+            for (int k = 0; k < PIECE; k++) d[k] = c + k < arg.channels ? root * (arg.scale[c + k] * d[k] - v[k] * mean) : 0.0f;
+            put_piece(arg.d_input + (long long)pixel * arg.stride + c, d, arg.add);
+        }
+    }
+}
+
+// The gradients of scale and bias: sums of d x r and of d. Partials: [blocks][2][channels].
+KERNEL(plain_rms_norm_sums) {
+    Pieces p = pieces_of(arg.stride);
+    float scale[PIECE], bias[PIECE];
+    UNROLL
+    for (int k = 0; k < PIECE; k++) scale[k] = bias[k] = 0;
+    int pixels = arg.images * arg.h * arg.w;
+    for (int pixel = first_pixel(p, pixels); pixel < pixels; pixel += next_pixel(p)) {
+        float v[PIECE], d[PIECE], root = arg.roots[pixel];
+        load_piece(arg.input + (long long)pixel * arg.stride + p.channel, v);
+        load_piece(arg.d_output + (long long)padded(pixel, arg.h, arg.w, arg.padded_h, arg.padded_w) * arg.stride + p.channel, d);
+        UNROLL
+        for (int k = 0; k < PIECE; k++) {
+            scale[k] = fmaf(d[k] * root, v[k], scale[k]);
+            bias[k] += d[k];
+        }
+    }
+    float* partials = arg.partials + (long long)blockIdx.x * 2 * arg.channels;
+    store_channel_sums(scale, p, arg.stride, arg.channels, partials);
+    store_channel_sums(bias, p, arg.stride, arg.channels, partials + arg.channels);
+}
+
+// Channel attention: sums of x and, with d_output, of x d over the pixels of an image. Grid: blocks
+// of an image x images. Partials: [images][blocks][2][stride].
+KERNEL(plain_channel_sums) {
+    Pieces p = pieces_of(arg.stride);
+    float plain[PIECE], products[PIECE];
+    UNROLL
+    for (int k = 0; k < PIECE; k++) plain[k] = products[k] = 0;
+    long long image = (long long)blockIdx.y * arg.pixels;
+    for (int pixel = first_pixel(p, arg.pixels); pixel < arg.pixels; pixel += next_pixel(p)) {
+        long long at = (image + pixel) * arg.stride + p.channel;
+        float v[PIECE], d[PIECE];
+        load_piece(arg.input + at, v);
+        UNROLL
+        for (int k = 0; k < PIECE; k++) plain[k] += v[k];
+        if (!arg.d_output) continue;
+        load_piece(arg.d_output + at, d);
+        UNROLL
+        for (int k = 0; k < PIECE; k++) products[k] = fmaf(v[k], d[k], products[k]);
+    }
+    float* partials = arg.partials + ((long long)blockIdx.y * gridDim.x + blockIdx.x) * 2 * arg.stride;
+    store_channel_sums(plain, p, arg.stride, arg.stride, partials);
+    store_channel_sums(products, p, arg.stride, arg.stride, partials + arg.stride);
+}
+
+// The factors of an image, sigmoid(up gelu(down mean)), and with `partials` of the weights' gradients
+// [images][down, up] those, and the gradients of the means over all pixels. Grid: images. Shared
+// memory: 2 x stride f64 and 3 x hidden f32.
+KERNEL(plain_channel_factors) {
+    const int channels = arg.channels, hidden = arg.hidden, stride = arg.stride, image = blockIdx.x;
+    double* mean = (double*)shared_memory();
+    double* product = mean + stride;
+    float* value = (float*)(product + stride);  // of the hidden values: gelu, slope, gradient
+    float* slope = value + hidden;
+    float* d_hidden = slope + hidden;
+    for (int c = threadIdx.x; c < stride; c += 256) {
+        double sum = 0, products = 0;
+        for (int b = 0; b < arg.blocks; b++) {
+            const float* from = arg.sums + ((long long)image * arg.blocks + b) * 2 * stride + c;
+            sum += (double)from[0];
+            products += (double)from[stride];
+        }
+        mean[c] = sum / (double)arg.pixels;
+        product[c] = products;
+    }
+    barrier();
+    for (int j = threadIdx.x; j < hidden; j += 256) {
+        double sum = 0;
+        for (int c = 0; c < channels; c++) sum += (double)arg.down[j * channels + c] * mean[c];
+        value[j] = gelu((float)sum);
+        slope[j] = gelu_slope((float)sum);
+    }
+    barrier();
+    float* partials = arg.partials ? arg.partials + (long long)image * 2 * channels * hidden : nullptr;
+    for (int c = threadIdx.x; c < stride; c += 256) {
+        float sum = 0;
+        for (int j = 0; j < hidden && c < channels; j++) sum = fmaf(arg.up[c * hidden + j], value[j], sum);
+        float factor = c < channels ? sigmoid(sum) : 0.0f;
+        arg.factors[image * stride + c] = factor;
+        product[c] *= (double)(factor * (1.0f - factor));
+        if (!partials || c >= channels) continue;
+        for (int j = 0; j < hidden; j++) partials[channels * hidden + c * hidden + j] = (float)(product[c] * (double)value[j]);
+    }
+    barrier();
+    for (int j = threadIdx.x; j < hidden; j += 256) {
+        double sum = 0;
+        for (int c = 0; c < channels; c++) sum += product[c] * (double)arg.up[c * hidden + j];
+        d_hidden[j] = (float)sum * slope[j];
+    }
+    barrier();
+    for (int c = threadIdx.x; c < stride && partials; c += 256) {
+        float sum = 0;
+        for (int j = 0; j < hidden && c < channels; j++) {
+            partials[j * channels + c] = (float)((double)d_hidden[j] * mean[c]);
+            sum = fmaf(arg.down[j * channels + c], d_hidden[j], sum);
+        }
+        arg.d_means[image * stride + c] = sum / (float)arg.pixels;
+    }
+}
+
+// x factor, or with d_means d factor + d_mean. Grid: blocks of an image x images.
+KERNEL(plain_channel_scale) {
+    Pieces p = pieces_of(arg.stride);
+    long long image = (long long)blockIdx.y * arg.pixels;
+    const float* factors = arg.factors + blockIdx.y * arg.stride;
+    for (int pixel = first_pixel(p, arg.pixels); pixel < arg.pixels; pixel += next_pixel(p)) {
+        long long at = (image + pixel) * arg.stride + p.channel;
+        float v[PIECE];
+        load_piece(arg.input + at, v);
+        UNROLL
+        for (int k = 0; k < PIECE; k++) {
+            float mean = arg.d_means ? arg.d_means[blockIdx.y * arg.stride + p.channel + k] : 0.0f;
+            v[k] = fmaf(v[k], factors[p.channel + k], mean);
+        }
+        put_piece(arg.output + at, v, arg.add);
+    }
+}

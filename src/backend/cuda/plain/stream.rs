@@ -1,0 +1,343 @@
+//! The block of Stream, and its gradients, as a composition of plain kernels over a workspace: the
+//! values that the CPU keeps in rows exist here for all pixels at once.
+
+use super::super::arguments::{Act, Address};
+use super::super::launch::Shape;
+use super::super::lowering::{Lowering, int};
+use super::super::operation::CudaOperation;
+use super::super::reduce::{self, Finish};
+use super::conv::{ConvShape, ConvWeights, InputGradient, forward, input_gradient, weight_sums};
+use super::signatures::{
+    PLAIN_GATE, PLAIN_GATE_BACK, PLAIN_SUM, PLAIN_SUM_BACK, PlainGateArguments,
+    PlainGateBackArguments, PlainSumArguments, PlainSumBackArguments, View,
+};
+use super::{
+    ALIGNMENT, NO_FUNCTION, NO_VIEW, SumSpace, channel_sum_bytes, piece_blocks, place, sum_bytes,
+    view,
+};
+use crate::plan::{BufferId, CHANNEL_GROUP, ParamRange, Precision, StreamBlock, StreamBlockBack};
+use anyhow::{Result, ensure};
+
+/// The largest magnitude of the gate's product: that of fp16.
+const LIMIT: f32 = 65504.0;
+
+/// The convolutions of a block: both depthwise ones of the input, `fuse`, `proj`, `gate`, `out`.
+struct BlockShapes {
+    near: ConvShape,
+    far: ConvShape,
+    fuse: ConvShape,
+    proj: ConvShape,
+    gate: ConvShape,
+    out: ConvShape,
+}
+
+impl BlockShapes {
+    fn new(o: &StreamBlock) -> BlockShapes {
+        let f = o.features;
+        let depthwise = |channels, dilation| ConvShape {
+            extent: o.extent,
+            cin: channels,
+            cout: channels,
+            kernel: 3,
+            dilation,
+            groups: channels,
+        };
+        let pointwise = |cin, cout| ConvShape {
+            extent: o.extent,
+            cin,
+            cout,
+            kernel: 1,
+            dilation: 1,
+            groups: 1,
+        };
+        BlockShapes {
+            near: depthwise(f, 1),
+            far: depthwise(f, 3),
+            fuse: pointwise(2 * f, f),
+            proj: pointwise(f, 4 * f),
+            gate: depthwise(4 * f, 1),
+            out: pointwise(2 * f, f),
+        }
+    }
+
+    fn all(&self) -> [&ConvShape; 6] {
+        [
+            &self.near, &self.far, &self.fuse, &self.proj, &self.gate, &self.out,
+        ]
+    }
+}
+
+/// The values of a block in its workspace. Letters as in the operation's formula: `both` the two
+/// depthwise results side by side, `t` after fuse, `p` after proj, `g` after gate, `m` their
+/// product, `o` after out.
+struct BlockValues {
+    both: View,
+    t: View,
+    p: View,
+    g: View,
+    m: View,
+    o: View,
+}
+
+/// Bytes of a value of `channels` channels.
+fn value_bytes(o: &StreamBlock, channels: usize, precision: Precision) -> usize {
+    (o.extent.pixels() * channels * precision.bytes() as usize).next_multiple_of(ALIGNMENT)
+}
+
+/// Bytes of all values: those of the forward pass alone take the place of values that are not read
+/// again.
+fn values_bytes(o: &StreamBlock, precision: Precision, kept: bool) -> usize {
+    let f = o.features;
+    let channels: &[usize] = if kept {
+        &[2 * f, f, 4 * f, 4 * f, 2 * f, f]
+    } else {
+        &[2 * f, f, 4 * f, 4 * f]
+    };
+    let bytes = channels.iter().map(|&c| value_bytes(o, c, precision));
+    bytes.sum()
+}
+
+impl BlockValues {
+    fn new(l: &Lowering<'_>, o: &StreamBlock, workspace: BufferId, kept: bool) -> Result<Self> {
+        let (f, mut at) = (o.features, 0);
+        let mut take = |channels: usize| {
+            let v = view(l.activations_at(workspace, at), channels);
+            at += value_bytes(o, channels, l.plan.precision);
+            v
+        };
+        let (both, t) = (take(2 * f)?, take(f)?);
+        let (p, g) = (take(4 * f)?, take(4 * f)?);
+        let (m, o) = if kept {
+            (take(2 * f)?, take(f)?)
+        } else {
+            (both, t)
+        };
+        Ok(BlockValues {
+            both,
+            t,
+            p,
+            g,
+            m,
+            o,
+        })
+    }
+}
+
+fn weights(l: &Lowering<'_>, o: &StreamBlock, [weight, bias]: [ParamRange; 2]) -> ConvWeights {
+    ConvWeights {
+        weight: l.parameter(o.parameters, weight.offset),
+        bias: l.parameter(o.parameters, bias.offset),
+        gain: Address::NULL,
+    }
+}
+
+/// The channels of `v` from number `first` on.
+fn channels_from(v: View, first: usize) -> Result<View> {
+    Ok(View {
+        first: int(first)?,
+        ..v
+    })
+}
+
+/// Lowers everything but the residual.
+fn recompute(l: &mut Lowering<'_>, o: &StreamBlock, v: &BlockValues) -> Result<()> {
+    let (f, s) = (o.features, BlockShapes::new(o));
+    let x = view(l.activations(o.input), f)?;
+    let steps = [
+        (&s.near, o.params.dw1, x, v.both),
+        (&s.far, o.params.dw3, x, channels_from(v.both, f)?),
+        (&s.fuse, o.params.fuse, v.both, v.t),
+        (&s.proj, o.params.proj, v.t, v.p),
+        (&s.gate, o.params.gate, v.p, v.g),
+    ];
+    for (c, ranges, from, to) in steps {
+        let w = weights(l, o, ranges);
+        forward(l, c, w, (from, NO_FUNCTION), place(to, false), c.cout)?;
+    }
+    let arguments = PlainGateArguments {
+        a: v.g.values,
+        b: Address::NULL,
+        output: v.m.values,
+        pixels: int(o.extent.pixels())?,
+        stride: int(2 * f)?,
+        limit: LIMIT,
+        reserved: 0,
+    };
+    let blocks = piece_blocks(o.extent, 2 * f, l.plan.precision, false);
+    l.launch(&PLAIN_GATE, Shape::of(blocks, 0), arguments)?;
+    let w = weights(l, o, o.params.out);
+    forward(l, &s.out, w, (v.m, NO_FUNCTION), place(v.o, false), f)
+}
+
+/// Lowers `a + gamma * b`, with 1 for a gamma that is null.
+fn sum(
+    l: &mut Lowering<'_>,
+    o: &StreamBlock,
+    (a, b): (Address<Act>, Address<Act>),
+    gamma: Option<ParamRange>,
+    output: Address<Act>,
+) -> Result<()> {
+    let arguments = PlainSumArguments {
+        a,
+        b,
+        gamma: gamma.map_or(Address::NULL, |g| l.parameter(o.parameters, g.offset)),
+        output,
+        pixels: int(o.extent.pixels())?,
+        stride: int(o.features)?,
+        channels: int(o.features)?,
+        reserved: 0,
+    };
+    let blocks = piece_blocks(o.extent, o.features, l.plan.precision, false);
+    l.launch(&PLAIN_SUM, Shape::of(blocks, 0), arguments)
+}
+
+impl CudaOperation for StreamBlock {
+    fn check(&self) -> Result<()> {
+        ensure!(
+            self.features.is_multiple_of(CHANNEL_GROUP) && self.features <= 256,
+            "a Stream block of {} features; the CUDA kernels take multiples of {CHANNEL_GROUP} up to 256",
+            self.features
+        );
+        Ok(())
+    }
+
+    fn workspace(&self, precision: Precision) -> u64 {
+        values_bytes(self, precision, false) as u64
+    }
+
+    fn lower(&self, l: &mut Lowering<'_>) -> Result<()> {
+        let workspace = l.workspace(self.workspace)?;
+        let v = BlockValues::new(l, self, workspace, false)?;
+        recompute(l, self, &v)?;
+        let (x, output) = (l.activations(self.input), l.activations(self.output));
+        sum(l, self, (x, v.o.values), Some(self.params.gamma), output)
+    }
+}
+
+/// Blocks that sum the gradient of gamma.
+fn gamma_blocks(o: &StreamBlock, precision: Precision) -> usize {
+    piece_blocks(o.extent, o.features, precision, true)
+}
+
+/// Lowers the gradients of one convolution, with its input's gradient at `d_input`, which may be
+/// where its input is.
+fn conv_back(
+    l: &mut Lowering<'_>,
+    op: &StreamBlockBack,
+    (c, ranges): (&ConvShape, [ParamRange; 2]),
+    (input, d_output): (View, View),
+    (d_input, add): (View, bool),
+    space: &mut SumSpace,
+) -> Result<()> {
+    let start = space.at;
+    let sums = weight_sums(l, c, (input, NO_FUNCTION), d_output, space)?;
+    let first = reduce::contiguous(&ranges)?;
+    let to = Finish::Gradients(l.gradient(op.gradients, first));
+    space.finish(l, &[(sums, to)])?;
+    space.reuse(start);
+    let gradient = InputGradient {
+        z: NO_VIEW,
+        function: NO_FUNCTION,
+        slope_partials: Address::NULL,
+    };
+    let w = weights(l, &op.forward, ranges);
+    input_gradient(l, c, w, d_output, gradient, place(d_input, add), c.cin)
+}
+
+/// Lowers the gradients of gamma and of the result that it multiplies.
+fn gamma_back(
+    l: &mut Lowering<'_>,
+    op: &StreamBlockBack,
+    v: &BlockValues,
+    space: &mut SumSpace,
+) -> Result<()> {
+    let (f, precision) = (&op.forward, l.plan.precision);
+    let (start, gamma) = (space.at, f.params.gamma.offset);
+    let sums = space.sums(l, f.features, gamma_blocks(f, precision));
+    let arguments = PlainSumBackArguments {
+        b: v.o.values,
+        d_output: l.activations(op.d_output),
+        gamma: l.parameter(f.parameters, gamma),
+        d_a: Address::NULL,
+        d_b: v.o.values,
+        partials: sums.partials,
+        pixels: int(f.extent.pixels())?,
+        stride: int(f.features)?,
+        channels: int(f.features)?,
+        add_a: 0,
+        add_b: 0,
+        reserved: 0,
+    };
+    let shape = Shape::of(sums.blocks, channel_sum_bytes(precision));
+    l.launch(&PLAIN_SUM_BACK, shape, arguments)?;
+    let to = Finish::Gradients(l.gradient(op.gradients, gamma));
+    space.finish(l, &[(sums, to)])?;
+    space.reuse(start);
+    Ok(())
+}
+
+/// Lowers the gradients of the gate's two halves, in the place of these.
+fn gate_back(l: &mut Lowering<'_>, o: &StreamBlock, v: &BlockValues) -> Result<()> {
+    let arguments = PlainGateBackArguments {
+        a: v.g.values,
+        b: Address::NULL,
+        d_output: v.m.values,
+        d_a: v.g.values,
+        d_b: Address::NULL,
+        pixels: int(o.extent.pixels())?,
+        stride: int(2 * o.features)?,
+        limit: LIMIT,
+        add_a: 0,
+        add_b: 0,
+        reserved: 0,
+    };
+    let blocks = piece_blocks(o.extent, 2 * o.features, l.plan.precision, false);
+    l.launch(&PLAIN_GATE_BACK, Shape::of(blocks, 0), arguments)
+}
+
+impl CudaOperation for StreamBlockBack {
+    fn check(&self) -> Result<()> {
+        self.forward.check()
+    }
+
+    fn workspace(&self, precision: Precision) -> u64 {
+        let f = &self.forward;
+        let gamma = sum_bytes(f.features, gamma_blocks(f, precision));
+        let shapes = BlockShapes::new(f);
+        let sums = shapes.all().map(ConvShape::sum_bytes).into_iter().max();
+        (values_bytes(f, precision, true) + sums.unwrap_or(0).max(gamma)) as u64
+    }
+
+    fn carry(&self) -> u64 {
+        let shapes = BlockShapes::new(&self.forward);
+        let sums: usize = shapes.all().iter().map(|c| c.sum_count()).sum();
+        8 * (sums + self.forward.features) as u64
+    }
+
+    fn lower(&self, l: &mut Lowering<'_>) -> Result<()> {
+        let (f, precision) = (&self.forward, l.plan.precision);
+        let workspace = l.workspace(self.workspace)?;
+        let v = BlockValues::new(l, f, workspace, true)?;
+        let mut space = SumSpace::new(workspace, values_bytes(f, precision, true), self.slice);
+        recompute(l, f, &v)?;
+        // each gradient takes the place of its value, which nothing reads any more
+        gamma_back(l, self, &v, &mut space)?;
+        let (s, p) = (BlockShapes::new(f), &f.params);
+        let mut back = |l: &mut Lowering<'_>, c, ranges, value, d| {
+            conv_back(l, self, (c, ranges), (value, d), (value, false), &mut space)
+        };
+        back(l, &s.out, p.out, v.m, v.o)?;
+        gate_back(l, f, &v)?;
+        back(l, &s.gate, p.gate, v.p, v.g)?;
+        back(l, &s.proj, p.proj, v.t, v.p)?;
+        back(l, &s.fuse, p.fuse, v.both, v.t)?;
+        let x = view(l.activations(f.input), f.features)?;
+        let d_x = view(l.activations(self.d_input), f.features)?;
+        let near = (x, v.both);
+        conv_back(l, self, (&s.near, p.dw1), near, (d_x, false), &mut space)?;
+        let far = (x, channels_from(v.both, f.features)?);
+        conv_back(l, self, (&s.far, p.dw3), far, (d_x, true), &mut space)?;
+        let d_output = l.activations(self.d_output);
+        sum(l, f, (d_x.values, d_output), None, d_x.values)
+    }
+}

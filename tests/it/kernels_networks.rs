@@ -1,0 +1,164 @@
+//! The plain CUDA kernels against the CPU backend, without a GPU: every operation of every network
+//! but Nano, as `kernels_host` has those of Nano.
+
+use crate::kernels_common::{ORDERS, Order};
+use crate::kernels_host::{Case, PRECISIONS, barriers, compare_network, unnoticed_barriers};
+use crate::network_common::spec;
+use paragon::model::{Network, Recompute};
+use paragon::plan::LossKind::{self, L1};
+use paragon::plan::{Op, OptimizerKind, Precision};
+use std::cell::RefCell;
+use std::collections::HashMap;
+
+const L1_ONLY: &[(LossKind, f32)] = &[(L1, 1.0)];
+
+/// A network with settings that make it small, and parameters that give every layer an effect.
+fn network(name: &str, scale: usize, settings: &[(&str, usize)]) -> (Network, Vec<f32>) {
+    let mut net = Network::new(name, scale).unwrap();
+    for &(setting, value) in settings {
+        net.set(setting, value).unwrap();
+    }
+    for setting in ["layer_scale", "detail_gain"] {
+        if net.spec(setting).is_ok() {
+            net.set(setting, 0.5).unwrap();
+        }
+    }
+    let params = net.params().start_values(11);
+    (net, params)
+}
+
+/// Compares up to `most` operations of each kind.
+fn compare(
+    (net, params): &(Network, Vec<f32>),
+    case: Case<'_>,
+    precision: Precision,
+    (orders, sanitize): (&[Order], bool),
+    most: usize,
+) {
+    let seen = RefCell::new(HashMap::new());
+    compare_network(
+        (net, params),
+        case,
+        OptimizerKind::AdamW,
+        precision,
+        orders,
+        sanitize,
+        |op| {
+            let mut seen = seen.borrow_mut();
+            let count: &mut usize = seen.entry(op.name()).or_default();
+            *count += 1;
+            *count <= most && !matches!(op, Op::Update(_) | Op::PixelLoss(_) | Op::Unpack(_))
+        },
+    );
+}
+
+/// Every precision in three orders of lanes, then one of them under the address sanitizer.
+fn all(net: &(Network, Vec<f32>), case: Case<'_>, most: usize) {
+    for precision in PRECISIONS {
+        compare(net, case, precision, (&ORDERS, false), most);
+    }
+    compare(net, case, Precision::Bf16, (&[Order::Mixed], true), most);
+}
+
+#[test]
+fn compact() {
+    let prelu = network("compact", 2, &[("num_feat", 20), ("num_conv", 1)]);
+    all(&prelu, (2, 2, (7, 19), L1_ONLY, false, Recompute::None), 9);
+    let wide = network("compact", 4, &[("num_feat", 64), ("num_conv", 1)]);
+    let case = (4, 1, (9, 17), L1_ONLY, true, Recompute::None);
+    compare(&wide, case, Precision::F32, (&[Order::Mixed], false), 9);
+    let same = network("compact", 1, &[("num_feat", 3), ("num_conv", 1)]);
+    let case = (1, 1, (1, 1), L1_ONLY, false, Recompute::None);
+    compare(&same, case, Precision::Fp16, (&[Order::Mixed], false), 9);
+}
+
+#[test]
+fn span() {
+    let net = network("span", 2, &[("feature_channels", 20)]);
+    all(&net, (2, 1, (6, 18), L1_ONLY, false, Recompute::None), 4);
+}
+
+#[test]
+fn stream() {
+    let net = network("stream", 2, &[]);
+    all(&net, (2, 1, (9, 18), L1_ONLY, false, Recompute::None), 2);
+    let net = network("stream", 3, &[]);
+    let case = (3, 1, (5, 7), L1_ONLY, true, Recompute::None);
+    compare(&net, case, Precision::F32, (&[Order::Mixed], false), 2);
+}
+
+#[test]
+fn photo() {
+    let net = network("photo", 2, &[("window_size", 8)]);
+    all(&net, (2, 2, (11, 18), L1_ONLY, false, Recompute::None), 5);
+    let large = network("photo", 4, &[("window_size", 17)]);
+    let case = (4, 1, (18, 9), L1_ONLY, false, Recompute::Block);
+    compare(&large, case, Precision::F32, (&[Order::Mixed], false), 2);
+}
+
+#[test]
+fn pro() {
+    let net = network("pro", 2, &[("window_size", 4)]);
+    all(&net, (2, 2, (7, 11), L1_ONLY, false, Recompute::None), 4);
+}
+
+/// Sums that are carried from image to image.
+#[test]
+fn slices() {
+    for (name, settings) in [
+        ("compact", &[("num_feat", 20), ("num_conv", 1)][..]),
+        ("span", &[("feature_channels", 20)]),
+        ("stream", &[]),
+        ("photo", &[("window_size", 4)]),
+        ("pro", &[("window_size", 4)]),
+    ] {
+        let net = network(name, 2, settings);
+        let case = (2, 9, (8, 8), L1_ONLY, false, Recompute::Full);
+        compare(&net, case, Precision::F32, (&[Order::Mixed], false), 3);
+    }
+}
+
+/// As `kernels_host` has it for the kernels of Nano.
+#[test]
+fn a_missing_barrier_is_noticed() {
+    type Chosen = fn(&Op) -> bool;
+    let convolutions: Chosen = |op| matches!(op, Op::Conv(_) | Op::ConvBack(_));
+    let norms: Chosen = |op| matches!(op, Op::RmsNormBack(_) | Op::ChannelAttentionBack(_));
+    let attention: Chosen = |op| {
+        matches!(
+            op,
+            Op::WindowAttention(_)
+                | Op::WindowAttentionBack(_)
+                | Op::TokenAttention(_)
+                | Op::TokenAttentionBack(_)
+        )
+    };
+    let end: Chosen = |op| matches!(op, Op::Reconstruct(_));
+    let compact = network("compact", 2, &[("num_feat", 40), ("num_conv", 1)]);
+    let photo = network("photo", 2, &[]);
+    let pro = network("pro", 2, &[("window_size", 17)]);
+    // All convolutions of a network are tried, so two networks together have all kinds of them.
+    let files = [
+        ("plain_conv.cu", vec![&compact, &photo], convolutions),
+        ("plain.cuh", vec![&pro], norms),
+        ("plain_norm.cu", vec![&pro], norms),
+        ("plain_attention.cu", vec![&pro], attention),
+        ("plain_reconstruct.cu", vec![&photo], end),
+    ];
+    let mut unnoticed = Vec::new();
+    for (file, networks, chosen) in files {
+        let mut places = barriers(file);
+        for (net, params) in networks {
+            let case = (spec(1, (18, 19), L1_ONLY, false), Precision::F32);
+            let Some(blind) = unnoticed_barriers((net, params), case, chosen, &places, true) else {
+                return;
+            };
+            places = blind;
+        }
+        unnoticed.extend(places);
+    }
+    assert!(
+        unnoticed.is_empty(),
+        "no order of lanes needs these barriers: {unnoticed:?}"
+    );
+}
