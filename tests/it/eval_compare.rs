@@ -86,7 +86,7 @@ fn the_pairs_of_shards_are_measured() {
     let report: Value = serde_json::from_str(&ran.stdout).unwrap();
     let images = report["images"].as_array().unwrap();
     assert_eq!(images.len() as u64, made.pairs);
-    assert!(images[0]["name"] == "record 0" && report["lq"].as_str().unwrap().contains("shards"));
+    assert!(images[0]["name"] == "0_x0_y0" && report["lq"].as_str().unwrap().contains("shards"));
     let planned = report["memory_planned"].as_u64().unwrap();
     assert!(planned > 1 << 20, "{planned}");
     run(&["eval", text(&set), "-m", text(&a), "--lq", "x"]).refused(1, &["set of shards", "--lq"]);
