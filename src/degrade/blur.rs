@@ -238,8 +238,9 @@ impl Canvas {
     }
 }
 
-/// Pixels that one pass over the taps computes; the padded plane has so many more at its end.
-pub(super) const BLOCK: usize = 64;
+/// Pixels that one pass over the taps computes; the padded plane has so many more at its end. The
+/// compiler keeps the sums of so many in registers.
+pub(super) const BLOCK: usize = 32;
 
 dispatch! {
     /// Correlates a padded plane with a square kernel. The sum of a pixel runs over the taps in
