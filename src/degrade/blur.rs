@@ -238,7 +238,8 @@ impl Canvas {
     }
 }
 
-/// Pixels that one pass over the taps computes; the padded plane has so many more at its end.
+/// Pixels that one pass over the taps computes; the padded plane has so many more at its end. With 32
+/// the chain took a third more processor time.
 pub(super) const BLOCK: usize = 64;
 
 dispatch! {
