@@ -10,7 +10,6 @@ use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 use std::ffi::{CStr, c_void};
-use std::ptr::null_mut;
 use std::sync::Arc;
 
 /// What keeps the memory of an array.
@@ -300,7 +299,7 @@ fn capsule<T>(
     name: &'static CStr,
     destructor: ffi::PyCapsule_Destructor,
 ) -> PyResult<Py<PyAny>> {
-    debug_assert!(exported != null_mut());
+    debug_assert!(!exported.is_null());
     // SAFETY: the pointer is not null, the name is static, and the destructor frees what is in it
     unsafe {
         let made = ffi::PyCapsule_New(exported.cast(), name.as_ptr(), Some(destructor));
