@@ -95,7 +95,8 @@ DEVICE void multiply_chunk(float (&sums)[4][8], const float* tile, const float* 
 // Stores the eight outputs of a pixel from channel `channel` on, of which `count` exist.
 DEVICE void store_octet(const Place& p, const float (&v)[8], long long image, int y, int x, int h, int w, int channel, int count) {
 #if PRECISION != 0
-    if (count >= 8 && !p.floats && p.shuffle == 1 && !p.add) {
+    // an octet of a group of channels need not begin at 16 bytes
+    if (count >= 8 && !p.floats && p.shuffle == 1 && !p.add && (p.first + channel) % 8 == 0) {
         store_piece(p.values + element(p.stride, p.first, 1, image, y, x, h, w, channel), v);
         return;
     }
