@@ -204,10 +204,10 @@ impl Canvas {
         for plane in [&mut *blue, &mut *red] {
             dct::code(plane, small.stride, small.rows, &chrominance);
         }
-        self.from_components(&full, &small, (across, down));
+        self.read_components(&full, &small, (across, down));
     }
 
-    fn from_components(&mut self, full: &Component, small: &Component, factors: (usize, usize)) {
+    fn read_components(&mut self, full: &Component, small: &Component, factors: (usize, usize)) {
         let (w, h) = (self.width, self.height);
         let (luma, chroma) = self.bytes.split_at(full.len());
         let (blue, red) = chroma.split_at(full.len());
