@@ -263,13 +263,13 @@ impl Export {
 /// Frees an exported tensor; the consumer calls it once.
 unsafe extern "C" fn delete_unversioned(exported: *mut Unversioned) {
     // SAFETY: both were made by `Box::into_raw` in `Export::unversioned`
-    drop(unsafe { Box::from_raw((*Box::from_raw(exported)).context) });
+    drop(unsafe { Box::from_raw(Box::from_raw(exported).context) });
 }
 
 /// As [`delete_unversioned`].
 unsafe extern "C" fn delete_versioned(exported: *mut Versioned) {
     // SAFETY: both were made by `Box::into_raw` in `Export::versioned`
-    drop(unsafe { Box::from_raw((*Box::from_raw(exported)).context) });
+    drop(unsafe { Box::from_raw(Box::from_raw(exported).context) });
 }
 
 /// Frees a tensor whose capsule nobody has taken: a consumer that takes it renames the capsule.
