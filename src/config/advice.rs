@@ -98,6 +98,11 @@ const ADVICE: &[Advice] = &[
         "Smaller windows read less at random and mix less well.",
     ),
     (
+        "data.degrade",
+        "the recipe of the set",
+        "`paragon degrade` shows what a recipe makes of your images; for a set of HR alone it must be there.",
+    ),
+    (
         "data.on_corrupt",
         "stop",
         "Take substitute only to finish a run; `paragon shards verify` finds the damage.",

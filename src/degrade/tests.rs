@@ -8,7 +8,7 @@ fn picture(w: usize, h: usize) -> Vec<u8> {
     let value = |x: usize, y: usize, c: usize| {
         let (fx, fy) = (x as f64, y as f64);
         let wave = (fx * 0.21).sin() * (fy * 0.13 + c as f64).cos();
-        let edge = if (x / 9 + y / 13) % 2 == 0 {
+        let edge = if (x / 9 + y / 13).is_multiple_of(2) {
             30.0
         } else {
             -30.0
@@ -46,7 +46,7 @@ fn presets_come_back_from_their_canonical_text() {
         for scale in 1..=8 {
             let margin = recipe.margin(scale);
             assert!(
-                margin % scale == 0 && margin <= 32 + scale,
+                margin.is_multiple_of(scale) && margin <= 32 + scale,
                 "{name} {margin}"
             );
             let least = 4 * 3 * 64 * 64 * (scale * scale) as u64;

@@ -247,7 +247,8 @@ impl<'a> Chain<'a> {
         let sharpens = self.node("lq_usm").map(shown);
         let radius = self.pair("lq_usm_radius_range", [1.0, 25.0])?;
         if sharpens.is_some_and(|text| boolean(&text) == Some(true)) {
-            steps.push(json!({"sharpen": {"size": odd(&radius)}}));
+            // a kernel of one value, which the range allows, sharpens nothing
+            steps.push(json!({"sharpen": {"size": odd(&radius, 3)}}));
         }
         for stage in ["", "2"] {
             steps.extend(self.blur(stage)?);
@@ -272,7 +273,7 @@ impl<'a> Chain<'a> {
     /// Odd sides of kernels: traiNNer-redux draws them from a range, Real-ESRGAN from 7 to 21.
     fn sizes(&mut self, key: &str) -> Result<Json> {
         let usual = if self.redux { [5.0, 17.0] } else { [7.0, 21.0] };
-        Ok(odd(&self.pair(key, usual)?))
+        Ok(odd(&self.pair(key, usual)?, 1))
     }
 
     fn blur(&mut self, stage: &str) -> Result<Option<Json>> {
@@ -445,9 +446,10 @@ impl<'a> Chain<'a> {
     }
 }
 
-/// A range of odd sizes: even ends are those of the next odd size, as the trainers take them.
-fn odd(range: &Json) -> Json {
-    let size = |end: &Json| (end.as_f64().unwrap_or(1.0).round() as i64).max(1) | 1;
+/// A range of odd sizes of at least `least`: even ends are those of the next odd size, as the trainers
+/// take them.
+fn odd(range: &Json, least: i64) -> Json {
+    let size = |end: &Json| (end.as_f64().unwrap_or(1.0).round() as i64).max(least) | 1;
     match range.as_array().map(Vec::as_slice) {
         Some([low, high]) => json!([size(low), size(high)]),
         _ => range.clone(),

@@ -298,7 +298,8 @@ fn options_that_contradict_a_recipe_are_refused_in_one_sentence() {
         blur: 1.0,
         ..good.recipe
     };
-    let changed: [(&dyn Fn(&mut BuildConfig), &str); 6] = [
+    type Change<'a> = &'a dyn Fn(&mut BuildConfig);
+    let changed: [(Change<'_>, &str); 6] = [
         (&|c| c.lq = Some("lq".into()), "--lq"),
         (&|c| c.recipe = filter, "--lq-blur"),
         (&|c| (c.degrade, c.variants) = (None, 2), "needs --degrade"),
@@ -306,20 +307,13 @@ fn options_that_contradict_a_recipe_are_refused_in_one_sentence() {
             &|c| (c.hr_only, c.variants) = (true, 2),
             "do not go together",
         ),
-        (&|c| c.variants = 65, "at most"),
+        (&|c| c.variants = 65, "the most is 64"),
         (&|c| c.variants = 0, "--hr-only"),
     ];
     for (change, words) in changed {
         let mut config = good.clone();
         change(&mut config);
-        refused(
-            config,
-            if words == "at most" {
-                "the most is 64"
-            } else {
-                words
-            },
-        );
+        refused(config, words);
     }
     let pairs = dir.path().join("pairs");
     for side in ["hr", "lq"] {

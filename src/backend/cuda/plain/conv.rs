@@ -418,7 +418,10 @@ fn weights_of(l: &Lowering<'_>, o: &Conv) -> ConvWeights {
 pub(in super::super) fn check(o: &Conv) -> Result<()> {
     let c = shape_of(o);
     ensure!(
-        c.kernel % 2 == 1 && c.groups > 0 && c.cin % c.groups == 0 && c.cout % c.groups == 0,
+        c.kernel % 2 == 1
+            && c.groups > 0
+            && c.cin.is_multiple_of(c.groups)
+            && c.cout.is_multiple_of(c.groups),
         "{} to {} channels in {} groups with {} taps a side",
         c.cin,
         c.cout,

@@ -4,7 +4,8 @@ use super::*;
 use crate::config::{IMPORTED, Settings};
 
 fn steps(imported: &Imported) -> Vec<Json> {
-    let text = imported.recipe.as_ref().unwrap().text.clone().unwrap();
+    let text = imported.recipe.as_ref().unwrap().text.clone();
+    let text = text.unwrap_or_else(|| panic!("{}", imported.report("x.yml")));
     let recipe = Recipe::parse(&text, "test").unwrap();
     let canonical: Json = serde_json::from_str(recipe.canonical()).unwrap();
     canonical["steps"].as_array().unwrap().clone()
