@@ -135,7 +135,6 @@ fn an_option_file_of_the_other_trainer_runs_and_names_what_it_does_not_honour() 
     listed(
         &ran,
         &[
-            ("datasets.train.dataroot_gt: [a, b]", "paragon shard"),
             ("network_d.type", "no discriminators"),
             ("train.losses[0].reduction", "weight"),
             ("train.losses[2]", "the other losses"),
@@ -160,7 +159,14 @@ fn an_option_file_of_the_other_trainer_runs_and_names_what_it_does_not_honour() 
         ran.stderr
             .lines()
             .next()
-            .is_some_and(|line| line.contains("without effect here, 6 not honoured")),
+            .is_some_and(|line| line.contains("without effect here, 5 not honoured")),
+        "{}",
+        ran.stderr
+    );
+    // the folders are honoured by another command
+    assert!(
+        ran.stderr
+            .contains("(datasets.train.dataroot_gt) are taken by `paragon shard --config"),
         "{}",
         ran.stderr
     );
@@ -570,7 +576,7 @@ fn import_says_first_what_matters_most() {
     let lines: Vec<&str> = ran.stderr.lines().collect();
     assert!(
         lines[1].contains("degrades on the fly (jpeg_range: [30, 95])")
-            && lines[2].contains("jpeg_range, blur_prob2"),
+            && lines[1].contains("a recipe of paragon (data.degrade, --degrade)"),
         "{}",
         ran.stderr
     );
