@@ -66,7 +66,7 @@ fn folders_of_an_option_file_are_not_listed_as_ignored_and_quiet_lists_nothing()
     let set = set(dir.path());
     let file = dir.path().join("train.yml");
     let yaml = "name: x\nscale: 2\ndatasets:\n  train:\n    type: PairedImageDataset\n    dataroot_gt: a\n    dataroot_lq: b\n\
-                network_g:\n  type: paragonsr2_nano\ntrain:\n  total_iter: 1\n  unknown_key: 3\n";
+                network_g:\n  type: paragonsr2_nano\ntrain:\n  total_iter: 1\n  losses: [{type: l1loss}]\n  unknown_key: 3\n";
     fs::write(&file, yaml).unwrap();
     let train = |flag: &str| {
         run(&[
