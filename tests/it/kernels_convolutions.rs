@@ -2,7 +2,7 @@
 //! and numbers of channels that no network has.
 
 use crate::kernels_common::{Host, ORDERS, Order, compile, from_activations, to_activations};
-use crate::kernels_host::PRECISIONS;
+use crate::kernels_host::{PRECISIONS, barriers, keep_unnoticed, run_on_few_blocks};
 use crate::network_common;
 use crate::reference::golden::relative_error;
 use paragon::backend::Scalars;
@@ -371,6 +371,36 @@ fn convolutions_of_every_shape() {
         }
         compare(case, PRECISIONS[case % 3], &[Order::Mixed], true);
     }
+}
+
+/// As `kernels_host` has it for the kernels of Nano: dense, pointwise and depthwise convolutions, and
+/// one with the gradient of slopes.
+#[test]
+fn a_missing_barrier_is_noticed() {
+    let precision = Precision::F32;
+    let Some(program) = compile(precision, false) else {
+        return;
+    };
+    let mut places = barriers("plain_conv.cu");
+    for case in [2, 3, 5, 8] {
+        let Setup { plan, conv, back } = setup(case, precision, Slice::whole(1));
+        let mut host = Host::new(plan.clone(), program.clone(), Order::Mixed);
+        for (seed, id) in [conv.parameters, conv.input, back.d_output]
+            .iter()
+            .enumerate()
+        {
+            let count = plan.buffer(*id).bytes as usize / 4;
+            let values = to_activations(&values(count, seed as u64), precision);
+            host.bytes(*id).copy_from_slice(&values);
+        }
+        let mut launches = lower_range(&plan, 0..2).unwrap();
+        run_on_few_blocks(&mut launches);
+        keep_unnoticed(&host, &launches, &mut places);
+    }
+    assert!(
+        places.is_empty(),
+        "no order of lanes needs these barriers: {places:?}"
+    );
 }
 
 /// A convolution that no block has the shared memory for.

@@ -907,19 +907,8 @@ pub fn unnoticed_barriers(
     )
     .unwrap();
     let plan = training_plan(net, &spec, &CudaSizing { precision }).unwrap();
-    let scalars = Scalars {
-        lr: 0.0,
-        step: 1,
-        clip: 1.0,
-        ema_decay: 0.0,
-        micro_scale: 1.0,
-        loss_scale: 1.0,
-        accumulate: false,
-    };
-    // Returns the memory after a run in an order, or the error of the fibers.
-    let run = |at: usize, order: Order, without: Option<String>| -> Result<Vec<Vec<u8>>, String> {
-        let mut host = Host::new(plan.clone(), program.clone(), order);
-        host.without = without;
+    let with_inputs = |at: usize| {
+        let mut host = Host::new(plan.clone(), program.clone(), Order::Mixed);
         for SharedBuffer {
             cpu: a, device: b, ..
         } in shared_buffers(&cpu, &plan, at).unwrap()
@@ -941,54 +930,80 @@ pub fn unnoticed_barriers(
             };
             host.bytes(b).copy_from_slice(&values);
         }
+        host
+    };
+    let mut kinds = Vec::new();
+    let mut places = places.to_vec();
+    for at in 0..plan.ops.len() {
+        // One operation of every kind, and all convolutions, since they differ.
+        let key = (
+            plan.ops[at].label(),
+            matches!(&plan.ops[at], Op::Conv(_) | Op::ConvBack(_)).then_some(at),
+        );
+        if !chosen(&plan.ops[at]) || kinds.contains(&key) || places.is_empty() {
+            continue;
+        }
+        kinds.push(key);
         // a pixel loss that Reconstruct computes belongs to it
         let both = plan.fusion(at).is_some_and(|fusion| fusion.absorbed);
         let mut launches = lower_range(&plan, at..at + 1 + usize::from(both)).unwrap();
-        for launch in launches.iter_mut().filter(|_| few_blocks) {
-            if launch.kernel == "plain_conv_weights" {
-                let splits = launch.arguments.int("splits").unwrap() as u32;
-                launch.arguments.set_int("splits", 1).unwrap();
-                launch.grid[0] /= splits;
-            }
-            if launch.persistent {
-                launch.grid[0] = launch.grid[0].min(2);
-            }
-            if ["nano_block", "conv", "reconstruct"]
-                .iter()
-                .any(|start| launch.kernel.starts_with(start))
-            {
-                let blocks = launch.grid[0];
-                launch.grid[0] = blocks.min(2);
-                if launch.kernel == "nano_block_back" {
-                    let tiles = launch.arguments.int("tiles").unwrap() as u32 * blocks;
-                    let tiles = tiles.div_ceil(launch.grid[0]) as i32;
-                    launch.arguments.set_int("tiles", tiles).unwrap();
-                }
-            }
+        if few_blocks {
+            run_on_few_blocks(&mut launches);
         }
-        host.run(&scalars, &launches)?;
+        keep_unnoticed(&with_inputs(at), &launches, &mut places);
+    }
+    Some(places)
+}
+
+/// Leaves those of `places` without whose barrier the launches give the same memory in every order of
+/// lanes. `host` has the inputs.
+pub fn keep_unnoticed(host: &Host, launches: &[Launch], places: &mut Vec<String>) {
+    let scalars = Scalars {
+        lr: 0.0,
+        step: 1,
+        clip: 1.0,
+        ema_decay: 0.0,
+        micro_scale: 1.0,
+        loss_scale: 1.0,
+        accumulate: false,
+    };
+    // Returns the memory after a run in an order, or the error of the fibers.
+    let run = |order: Order, without: Option<String>| -> Result<Vec<Vec<u8>>, String> {
+        let mut host = host.clone();
+        (host.order, host.without) = (order, without);
+        host.run(&scalars, launches)?;
         Ok(host.memory)
     };
-    let mut kinds = Vec::new();
-    let ops: Vec<usize> = (0..plan.ops.len())
-        .filter(|&at| {
-            // One operation of every kind, and all convolutions, since they differ.
-            let key = (
-                plan.ops[at].label(),
-                matches!(&plan.ops[at], Op::Conv(_) | Op::ConvBack(_)).then_some(at),
-            );
-            let new = chosen(&plan.ops[at]) && !kinds.contains(&key);
-            kinds.push(key);
-            new
-        })
-        .collect();
-    let unnoticed = places.iter().filter(|place| {
-        !ops.iter().any(|&at| {
-            let whole = run(at, Order::Mixed, None);
-            ORDERS
-                .iter()
-                .any(|&order| run(at, order, Some((*place).clone())) != whole)
-        })
+    let whole = run(Order::Mixed, None);
+    places.retain(|place| {
+        ORDERS
+            .iter()
+            .all(|&order| run(order, Some(place.clone())) == whole)
     });
-    Some(unnoticed.cloned().collect())
+}
+
+/// Gives launches whose blocks take any number of tiles so few blocks that each has several.
+pub fn run_on_few_blocks(launches: &mut [Launch]) {
+    for launch in launches {
+        if ["plain_conv_weights", "plain_depthwise_weights"].contains(&launch.kernel) {
+            let splits = launch.arguments.int("splits").unwrap() as u32;
+            launch.arguments.set_int("splits", 1).unwrap();
+            launch.grid[0] /= splits;
+        }
+        if launch.persistent {
+            launch.grid[0] = launch.grid[0].min(2);
+        }
+        if ["nano_block", "conv", "reconstruct"]
+            .iter()
+            .any(|start| launch.kernel.starts_with(start))
+        {
+            let blocks = launch.grid[0];
+            launch.grid[0] = blocks.min(2);
+            if launch.kernel == "nano_block_back" {
+                let tiles = launch.arguments.int("tiles").unwrap() as u32 * blocks;
+                let tiles = tiles.div_ceil(launch.grid[0]) as i32;
+                launch.arguments.set_int("tiles", tiles).unwrap();
+            }
+        }
+    }
 }

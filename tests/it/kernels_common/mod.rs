@@ -183,6 +183,7 @@ fn build(name: &str, make: &dyn Fn(&Path, &Path, Compile<'_>)) -> Option<PathBuf
 }
 
 /// The buffers of a plan in host memory, each allocated by itself; launches run on them.
+#[derive(Clone)]
 pub struct Host {
     pub plan: PlanData,
     pub memory: Vec<Vec<u8>>,
@@ -235,10 +236,16 @@ impl Host {
         let launches: Vec<&Launch> = set.iter().chain(launches).collect();
         let folder = tempfile::tempdir().unwrap();
         let (program, out) = (folder.path().join("program"), folder.path().join("out"));
+        // Buffers that no launch addresses stay here: a network's parameters and the optimizer's
+        // state are much larger than the values of one operation.
+        let mut used = vec![false; self.memory.len()];
+        for pointer in launches.iter().flat_map(|l| l.arguments.pointers()) {
+            used[pointer.buffer.0 as usize] = true;
+        }
         let mut text = format!("{}\n", self.memory.len());
-        self.memory
-            .iter()
-            .for_each(|m| writeln!(text, "{}", m.len()).unwrap());
+        for (m, &used) in self.memory.iter().zip(&used) {
+            writeln!(text, "{}", if used { m.len() } else { 0 }).unwrap();
+        }
         writeln!(text, "{}", launches.len()).unwrap();
         for l in launches {
             let [x, y, z] = l.grid;
@@ -262,7 +269,8 @@ impl Host {
             text.push('\n');
         }
         let mut bytes = text.into_bytes();
-        self.memory.iter().for_each(|m| bytes.extend_from_slice(m));
+        let addressed = self.memory.iter().zip(&used).filter(|(_, used)| **used);
+        addressed.for_each(|(m, _)| bytes.extend_from_slice(m));
         std::fs::write(&program, bytes).unwrap();
         let order = match self.order {
             Order::Forward => "forward",
@@ -292,7 +300,7 @@ impl Host {
         }
         let result = std::fs::read(&out).unwrap();
         let mut at = 0;
-        for m in &mut self.memory {
+        for (m, _) in self.memory.iter_mut().zip(&used).filter(|(_, used)| **used) {
             let end = at + m.len();
             m.copy_from_slice(&result[at..end]);
             at = end;

@@ -217,6 +217,11 @@ fn scale(
 impl CudaOperation for ChannelAttention {
     fn check(&self) -> Result<()> {
         check_stride(self.stride())?;
+        ensure!(
+            self.means.is_none(),
+            "channel attention with given means runs on the CPU only: CUDA computes the means from \
+             the input"
+        );
         let shared = factor_bytes(self);
         ensure!(
             shared <= MOST_SHARED as usize,
