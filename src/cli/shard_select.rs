@@ -148,7 +148,7 @@ pub fn survey_text(survey: &Survey) -> Result<String> {
     )?;
     write!(out, "\n  {:10}", "quantiles")?;
     for share in QUANTILES {
-        write!(out, "{:>6}%", share * 100.0)?;
+        write!(out, "{:>5}%", share * 100.0)?;
     }
     writeln!(out)?;
     for found in &survey.measures {
@@ -157,7 +157,7 @@ pub fn survey_text(survey: &Survey) -> Result<String> {
             let value = found.quantile(share);
             write!(
                 out,
-                "{:>7}",
+                "{:>6}",
                 value.map_or("-".into(), |v| number(found.measure, v))
             )?;
         }

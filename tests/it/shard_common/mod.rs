@@ -69,10 +69,11 @@ pub fn small_set(images: u64, codec: Codec) -> (tempfile::TempDir, PathBuf) {
     (dir, out)
 }
 
-/// Every file of a folder by name.
+/// Every file of a folder by name, without those of the folders in it.
 pub fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
     let entries = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap());
     entries
+        .filter(|e| !e.path().is_dir())
         .map(|e| {
             (
                 e.file_name().into_string().unwrap(),
