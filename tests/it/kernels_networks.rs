@@ -75,7 +75,11 @@ fn compact() {
 #[test]
 fn span() {
     let net = network("span", 2, &[("feature_channels", 20)]);
-    all(&net, (2, 1, (6, 18), L1_ONLY, false, Recompute::None), 4);
+    let case = (2, 1, (6, 18), L1_ONLY, false, Recompute::None);
+    for precision in [Precision::F32, Precision::Bf16] {
+        compare(&net, case, precision, (&ORDERS, false), 4);
+    }
+    compare(&net, case, Precision::Bf16, (&[Order::Mixed], true), 4);
 }
 
 #[test]
