@@ -95,7 +95,6 @@ fn photo() {
     let net = network("photo", 2, &[("window_size", 8)]);
     let case = (2, 2, (11, 18), L1_ONLY, false, Recompute::None);
     compare(&net, case, Precision::F32, (&ORDERS, false), 5);
-    compare(&net, case, Precision::Bf16, (&ORDERS, false), 5);
 }
 
 /// Sums that are carried from image to image.
