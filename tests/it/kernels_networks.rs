@@ -1,5 +1,5 @@
 //! The plain CUDA kernels against the CPU backend, without a GPU: every operation of every network
-//! but Nano, as `kernels_host` has those of Nano.
+//! but Nano and Pro, as `kernels_host` has those of Nano.
 
 use crate::kernels_common::{ORDERS, Order};
 use crate::kernels_host::{Case, PRECISIONS, barriers, compare_network, unnoticed_barriers};
@@ -79,7 +79,6 @@ fn span() {
     for precision in [Precision::F32, Precision::Bf16] {
         compare(&net, case, precision, (&ORDERS, false), 4);
     }
-    compare(&net, case, Precision::Bf16, (&[Order::Mixed], true), 4);
 }
 
 #[test]
@@ -94,16 +93,8 @@ fn stream() {
 #[test]
 fn photo() {
     let net = network("photo", 2, &[("window_size", 8)]);
-    all(&net, (2, 2, (11, 18), L1_ONLY, false, Recompute::None), 5);
-    let large = network("photo", 4, &[("window_size", 17)]);
-    let case = (4, 1, (18, 9), L1_ONLY, false, Recompute::Block);
-    compare(&large, case, Precision::F32, (&[Order::Mixed], false), 2);
-}
-
-#[test]
-fn pro() {
-    let net = network("pro", 2, &[("window_size", 4)]);
-    all(&net, (2, 2, (7, 11), L1_ONLY, false, Recompute::None), 4);
+    let case = (2, 2, (11, 18), L1_ONLY, false, Recompute::None);
+    compare(&net, case, Precision::F32, (&ORDERS, false), 5);
 }
 
 /// Sums that are carried from image to image.
@@ -114,7 +105,6 @@ fn slices() {
         ("span", &[("feature_channels", 20)]),
         ("stream", &[]),
         ("photo", &[("window_size", 4)]),
-        ("pro", &[("window_size", 4)]),
     ] {
         let net = network(name, 2, settings);
         let case = (2, 9, (8, 8), L1_ONLY, false, Recompute::Full);

@@ -191,8 +191,12 @@ pub fn run(
         NETWORKS.len()
     };
     for &(name, settings, scale, batch, lq) in &NETWORKS[..count] {
-        // CUDA refuses it
-        if name == "span" && precision == Precision::Fp16 {
+        let refused = match name {
+            "span" | "paragonsr2_photo" => precision == Precision::Fp16,
+            "paragonsr2_pro" => precision != Precision::F32,
+            _ => false,
+        };
+        if refused {
             continue;
         }
         let mut net = Network::new(name, scale)?;
