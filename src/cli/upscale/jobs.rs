@@ -161,7 +161,10 @@ fn left_out_lines(listing: &Listing, input: &Path, output: &Path, results: usize
         ));
     }
     if listing.ignored > 0 {
-        lines.push(listing.ignored_files.to_string());
+        let kinds = listing.ignored_files.to_string();
+        let kinds = kinds.trim_start_matches("ignored: ");
+        let files = count(listing.ignored_files.count(), "file");
+        lines.push(format!("{files} left out: {kinds}"));
     }
     lines
 }

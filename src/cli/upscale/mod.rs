@@ -209,8 +209,11 @@ impl Failed {
     }
 }
 
-/// The folder for temporary files if none is given: that of the result.
+/// The folder for temporary files: the given one, or else that of the result.
 fn scratch_folder(args: &Args, is_folder: bool) -> PathBuf {
+    if let Some(folder) = &args.apply.scratch {
+        return folder.clone();
+    }
     let folder = match is_folder {
         true => Some(args.output.as_path()),
         false => args.output.parent(),
