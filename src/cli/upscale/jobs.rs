@@ -161,9 +161,8 @@ fn left_out_lines(listing: &Listing, input: &Path, output: &Path, results: usize
         ));
     }
     if listing.ignored > 0 {
-        let kinds = listing.ignored_files.to_string();
-        let kinds = kinds.trim_start_matches("ignored: ");
         let files = count(listing.ignored_files.count(), "file");
+        let kinds = listing.ignored_files.kinds();
         lines.push(format!("{files} left out: {kinds}"));
     }
     lines

@@ -41,11 +41,9 @@ impl IgnoredFiles {
     pub fn count(&self) -> u64 {
         self.0.values().sum()
     }
-}
 
-/// `ignored: 3 .gif, 1 .heic (convert to PNG or JPEG), 3 that are no images`.
-impl fmt::Display for IgnoredFiles {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    /// The numbers by kind: `3 .gif, 1 .heic (convert to PNG or JPEG), 3 that are no images`.
+    pub fn kinds(&self) -> String {
         let is_image = |ending: &str| FOREIGN_ENDINGS.contains(&ending);
         let mut images: Vec<(&str, u64)> = self
             .0
@@ -59,17 +57,21 @@ impl fmt::Display for IgnoredFiles {
             .into_iter()
             .map(|(ending, count)| format!("{count} .{ending}"))
             .collect();
-        f.write_str("ignored: ")?;
-        if !images.is_empty() {
-            write!(f, "{} (convert to PNG or JPEG)", images.join(", "))?;
-        }
+        let named = format!("{} (convert to PNG or JPEG)", images.join(", "));
         match (images.is_empty(), others) {
-            (false, 0) => Ok(()),
-            (false, 1) => f.write_str(", 1 that is no image"),
-            (false, n) => write!(f, ", {n} that are no images"),
-            (true, 1) => f.write_str("1 file that is no image"),
-            (true, n) => write!(f, "{n} files that are no images"),
+            (false, 0) => named,
+            (false, 1) => format!("{named}, 1 that is no image"),
+            (false, n) => format!("{named}, {n} that are no images"),
+            (true, 1) => "1 file that is no image".to_string(),
+            (true, n) => format!("{n} files that are no images"),
         }
+    }
+}
+
+/// `ignored: ` and [`IgnoredFiles::kinds`].
+impl fmt::Display for IgnoredFiles {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ignored: {}", self.kinds())
     }
 }
 
