@@ -6,6 +6,7 @@ use super::layout::{columns, folded};
 use anyhow::{Result, bail};
 use clap::ValueEnum;
 use paragon::dataset::recipe::Recipe;
+use paragon::degrade;
 use paragon::shard::images::{self, ListedImage};
 use paragon::shard::manifest::{self, DEGRADE, Manifest};
 use paragon::shard::merge::merge;
@@ -382,19 +383,18 @@ fn degrade_text(recipe: &DegradeInfo) -> Result<String> {
             one_line(error.as_deref().unwrap_or_default())
         )?,
     }
-    for line in lines_of(&recipe.text) {
-        writeln!(out, "             {}", one_line(line).trim_end())?;
+    let lines: Vec<String> = match degrade::Recipe::parse(&recipe.text, "the recipe") {
+        Ok(recipe) => recipe
+            .step_lines()
+            .iter()
+            .map(|step| format!("- {step}"))
+            .collect(),
+        Err(_) => recipe.text.lines().map(str::to_string).collect(),
+    };
+    for line in lines {
+        writeln!(out, "             {}", one_line(&line).trim_end())?;
     }
     Ok(out)
-}
-
-/// The text of a recipe in lines: its steps one by one, or the text as it is where it is no JSON.
-fn lines_of(text: &str) -> Vec<String> {
-    let json: Option<serde_json::Value> = serde_json::from_str(text).ok();
-    match json.as_ref().and_then(|json| json["steps"].as_array()) {
-        Some(steps) => steps.iter().map(|step| format!("- {step}")).collect(),
-        None => text.lines().map(str::to_string).collect(),
-    }
 }
 
 fn verify(args: &Verify) -> Result<()> {

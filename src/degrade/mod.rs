@@ -41,6 +41,7 @@ mod recipe;
 mod reference_tests;
 mod resize;
 mod sharpen;
+mod short;
 mod step;
 #[cfg(test)]
 mod tests;
