@@ -15,7 +15,7 @@ tiles, in WORK. Then these run in turn:
 All with batches of 16 pairs of LQ 128 / HR 256. A loader of Python has delivered a batch when the tensors are in the script.
 With --steps N, Compact (64 features, 16 convolutions) is also trained for N batches in PyTorch with the DataLoader (2 workers)
 and with the module (2 threads): seconds, seconds that the loop waited for data, and peak memory of all processes.
-Needs torch, numpy, pillow, opencv-python-headless, litdata and the module paragon (`pip install .`).
+Needs torch, numpy, pillow, opencv-python-headless, litdata, zstd and the module paragon (`pip install .`).
 """
 import argparse
 import glob
