@@ -106,7 +106,8 @@ def interface(check):
     environment = dict(os.environ)
     if not check:
         environment["PARAGON_WRITE_INTERFACE"] = "1"
-    test = ["cargo", "test", "--release", "--quiet", "--lib", "kernel_interface"]
+    # with --workspace the program of the tests is the one that .ci/run runs later
+    test = ["cargo", "test", "--release", "--workspace", "--quiet", "--lib", "kernel_interface"]
     done = subprocess.run(test, cwd=ROOT, env=environment, capture_output=True, text=True)
     if done.returncode == 0:
         return []
