@@ -2,26 +2,9 @@
 //! sizes that follow from the recipe. Nothing larger than a few lines is allocated afterwards.
 
 use super::HrView;
-use super::blur::BLOCK;
 use super::bound::Bound;
+use super::correlate::{self, BLOCK, pitch_of};
 use super::resize::ROWS;
-
-/// Borders of a padded plane in pixels, on each of the two sides.
-#[derive(Clone, Copy)]
-pub(super) struct Sides {
-    pub x: usize,
-    pub y: usize,
-}
-
-impl Sides {
-    /// The same on all sides.
-    pub fn all(radius: usize) -> Sides {
-        Sides {
-            x: radius,
-            y: radius,
-        }
-    }
-}
 
 /// The index that a mirrored border shows at `i` (the border pixel itself is not repeated); a small
 /// image is mirrored again and again.
@@ -29,7 +12,12 @@ pub(super) fn reflect(i: isize, n: usize) -> usize {
     if n == 1 {
         return 0;
     }
-    let period = 2 * (n as isize - 1);
+    let last = n as isize - 1;
+    if (-last..=2 * last).contains(&i) {
+        // without a division
+        return (last - (last - i.abs()).abs()) as usize;
+    }
+    let period = 2 * last;
     let i = i.rem_euclid(period);
     i.min(period - i) as usize
 }
@@ -59,8 +47,9 @@ impl Layout {
         let border = 2 * bound.radius.ceil() as usize;
         Layout {
             plane: w * h,
-            padded: (w + border) * (h + border) + border + 2 * BLOCK,
-            lines: w,
+            padded: pitch_of(w + border) * (h + border + correlate::ROWS) + BLOCK,
+            // those of a resize, or the padded rows that a separable filter reads
+            lines: w.max((correlate::ROWS * pitch_of(w + border + BLOCK)).div_ceil(ROWS)),
             // three components of whole blocks of 16
             bytes: 3 * w.next_multiple_of(16) * h.next_multiple_of(16),
             webp: if bound.webp {
