@@ -2,7 +2,7 @@
 //! them, or with a median.
 
 use super::canvas::{Canvas, reflect};
-use super::correlate::{BLOCK, ROWS, Source, Taps, Target, correlate, pitch_of};
+use super::correlate::{BLOCK, ROWS_AT_ONCE, Source, Taps, Target, correlate, pitch_of};
 use super::draws::Stream;
 use super::kernel::{DrawnKernel, SHAPES, Shape, separated, trimmed};
 use super::keys::{Keys, Numbers, Range, Weights};
@@ -263,7 +263,10 @@ impl<'a> FilteredRows<'a> {
         let ((w, h), pitch, radius) = (self.size, self.pitch, self.radius);
         let lines = lines.as_flattened_mut();
         let line = pitch_of(w + row.len() - 1 + BLOCK);
-        for (first, from) in (0..h).step_by(ROWS).zip(plane.chunks(ROWS * w)) {
+        for (first, from) in (0..h)
+            .step_by(ROWS_AT_ONCE)
+            .zip(plane.chunks(ROWS_AT_ONCE * w))
+        {
             for (from, to) in from.chunks_exact(w).zip(lines.chunks_exact_mut(line)) {
                 mirror_row(from, row.len() / 2, to);
             }

@@ -3,7 +3,7 @@
 
 use super::HrView;
 use super::bound::Bound;
-use super::correlate::{self, BLOCK, pitch_of};
+use super::correlate::{BLOCK, ROWS_AT_ONCE, pitch_of};
 use super::resize::ROWS;
 
 /// The index that a mirrored border shows at `i` (the border pixel itself is not repeated); a small
@@ -47,9 +47,9 @@ impl Layout {
         let border = 2 * bound.radius.ceil() as usize;
         Layout {
             plane: w * h,
-            padded: pitch_of(w + border) * (h + border + correlate::ROWS) + BLOCK,
+            padded: pitch_of(w + border) * (h + border + ROWS_AT_ONCE) + BLOCK,
             // those of a resize, or the padded rows that a separable filter reads
-            lines: w.max((correlate::ROWS * pitch_of(w + border + BLOCK)).div_ceil(ROWS)),
+            lines: w.max((ROWS_AT_ONCE * pitch_of(w + border + BLOCK)).div_ceil(ROWS)),
             // three components of whole blocks of 16
             bytes: 3 * w.next_multiple_of(16) * h.next_multiple_of(16),
             webp: if bound.webp {

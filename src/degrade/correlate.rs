@@ -11,7 +11,7 @@ use crate::support::isa::Set;
 pub(super) const BLOCK: usize = 64;
 /// Rows that are computed at once. Each value that is loaded then serves two sums. For an odd number
 /// of rows one more row is read.
-pub(super) const ROWS: usize = 2;
+pub(super) const ROWS_AT_ONCE: usize = 2;
 /// Registers side by side in a pass.
 const ACROSS: usize = 4;
 
@@ -103,6 +103,8 @@ pub(super) fn correlate(source: Source, target: Target, taps: Taps) {
     unsafe { all::<Plain>(source, target, taps) }
 }
 
+/// [`correlate`] for one instruction set.
+///
 /// # Safety
 /// As [`Lanes`].
 #[inline(always)]
@@ -112,7 +114,7 @@ unsafe fn all<V: Lanes>(source: Source, mut target: Target, taps: Taps) {
     let mut x = 0;
     while x < w {
         let across = (w - x).div_ceil(V::COUNT).min(ACROSS);
-        for y in (0..h).step_by(ROWS) {
+        for y in (0..h).step_by(ROWS_AT_ONCE) {
             // SAFETY: the contract of this function
             unsafe {
                 match across {
@@ -127,7 +129,7 @@ unsafe fn all<V: Lanes>(source: Source, mut target: Target, taps: Taps) {
     }
 }
 
-/// Computes [`ROWS`] rows of `N` registers each.
+/// Computes [`ROWS_AT_ONCE`] rows of `N` registers each.
 ///
 /// # Safety
 /// As [`Lanes`].
@@ -141,12 +143,12 @@ unsafe fn block<V: Lanes, const N: usize>(
     let count = N * V::COUNT;
     let (width, height) = (taps.width, taps.weights.len() / taps.width);
     let from = &source.values[y * source.pitch + x..];
-    let last = (height + ROWS - 2) * source.pitch;
+    let last = (height + ROWS_AT_ONCE - 2) * source.pitch;
     assert!(taps.weights.len() == width * height && from.len() >= last + width - 1 + count);
     // SAFETY: every row of taps reads `width - 1 + count` values from its row on, and the last one
     // ends within the source, as just checked; the rest as the contract of this function
     let sums = unsafe {
-        let mut sums = [[V::splat(0.0); N]; ROWS];
+        let mut sums = [[V::splat(0.0); N]; ROWS_AT_ONCE];
         let row = |ky: usize| from.as_ptr().add(ky * source.pitch);
         let line = |ky: usize| taps.weights.as_ptr().add(ky * width);
         if height == 1 {
@@ -217,8 +219,8 @@ unsafe fn add_row<V: Lanes, const N: usize, const R: usize>(
 /// As [`add_row`], for every row.
 #[inline(always)]
 unsafe fn add_rows<V: Lanes, const N: usize>(
-    sums: &mut [[V; N]; ROWS],
-    rows: [*const f32; ROWS],
+    sums: &mut [[V; N]; ROWS_AT_ONCE],
+    rows: [*const f32; ROWS_AT_ONCE],
     line: *const f32,
     width: usize,
 ) {
@@ -259,7 +261,9 @@ mod tests {
                 (131, 7),
             ] {
                 let pitch = pitch_of(w + columns - 1);
-                let values: Vec<f32> = (0..pitch * (h + rows + ROWS) + BLOCK).map(value).collect();
+                let values: Vec<f32> = (0..pitch * (h + rows + ROWS_AT_ONCE) + BLOCK)
+                    .map(value)
+                    .collect();
                 let mut expected = vec![9.0; (w + 3) * h];
                 for (y, out) in expected.chunks_exact_mut(w + 3).enumerate() {
                     for (x, out) in out[..w].iter_mut().enumerate() {

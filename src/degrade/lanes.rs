@@ -1,6 +1,6 @@
-//! One loop, compiled for several instruction sets: plain loops, which the compiler vectorises with
-//! the instructions that are enabled, and loops over a [`Lanes`] type. Nothing is fused or reordered,
-//! so every set gives the same bits. Depends on `support::isa`.
+//! One source for several instruction sets: [`dispatch`] compiles a plain loop for each, which the
+//! compiler vectorises, and a loop over [`Lanes`] names the registers itself. Nothing is fused or
+//! reordered, so every set gives the same bits. Depends on `support::isa`.
 
 /// Defines a function whose body is compiled for AVX-512, AVX2 and the base instruction set, and
 /// which calls the one that [`Isa::detect`](crate::support::isa::Isa::detect) chose.
@@ -50,9 +50,9 @@ thread_local! {
     pub(super) static FORCED: std::cell::Cell<Option<crate::support::isa::Set>> = const { std::cell::Cell::new(None) };
 }
 
-/// A register of f32 values. Loops that keep many sums in registers are written with it, because the
-/// compiler reads every weight from memory once for each product if it vectorises the plain loop,
-/// which takes 1.3 times as long on AVX-512.
+/// A register of f32 values, for loops that keep many sums in registers. In the plain form of such a
+/// loop the compiler reads a weight from memory for each product, which takes 1.3 times as long on
+/// AVX-512.
 ///
 /// # Safety
 /// Every function requires a processor with the instructions of the implementing type.

@@ -14,7 +14,7 @@ const EXPANSION_FROM: f64 = 16.0;
 /// 1e-18.
 const MOST_PHOTONS: usize = 64;
 /// Pixels whose noise is computed at a time.
-const BLOCK: usize = 64;
+const PIXELS_AT_ONCE: usize = 64;
 /// Weights of red, green and blue in the grey image (torchvision's `rgb_to_grayscale`).
 const GREY: [f32; 3] = [0.2989, 0.587, 0.114];
 
@@ -169,10 +169,10 @@ impl Canvas {
 dispatch! {
     /// Adds normal noise and clamps to 0 to 1. Two pixels share the 64 bits of a place of the field.
     fn add_normal(values: &mut [f32], field: u64, sigma: f32, normals: Normals) {
-        for (block, values) in values.chunks_mut(BLOCK).enumerate() {
-            let mut bits = [0u32; BLOCK];
+        for (block, values) in values.chunks_mut(PIXELS_AT_ONCE).enumerate() {
+            let mut bits = [0u32; PIXELS_AT_ONCE];
             for (i, pair) in bits.chunks_exact_mut(2).enumerate() {
-                let both = field_bits(field, block * BLOCK / 2 + i);
+                let both = field_bits(field, block * PIXELS_AT_ONCE / 2 + i);
                 (pair[0], pair[1]) = (both as u32, (both >> 32) as u32);
             }
             let added = normals.block(&bits);
@@ -216,8 +216,8 @@ dispatch! {
 dispatch! {
     /// Writes `Poisson(x V) / V - x` for each level.
     fn add_counts(levels: &[u8], out: &mut [f32], field: u64, photons: &Photons) {
-        for (block, (levels, out)) in levels.chunks(BLOCK).zip(out.chunks_mut(BLOCK)).enumerate() {
-            photons.block(levels, out, field, block * BLOCK);
+        for (block, (levels, out)) in levels.chunks(PIXELS_AT_ONCE).zip(out.chunks_mut(PIXELS_AT_ONCE)).enumerate() {
+            photons.block(levels, out, field, block * PIXELS_AT_ONCE);
         }
     }
 }
@@ -292,7 +292,7 @@ impl Photons {
     /// The noise for `levels`, the first of which has the number `at`.
     #[inline(always)]
     fn block(&self, levels: &[u8], out: &mut [f32], field: u64, at: usize) {
-        let (mut bits, mut halves) = ([0u64; BLOCK], [0u32; BLOCK]);
+        let (mut bits, mut halves) = ([0u64; PIXELS_AT_ONCE], [0u32; PIXELS_AT_ONCE]);
         for (i, (bits, half)) in bits.iter_mut().zip(&mut halves).enumerate() {
             *bits = field_bits(field, at + i);
             *half = *bits as u32;

@@ -4,8 +4,8 @@
 use super::super::lanes::dispatch;
 use super::Component;
 
-/// Outputs that are halved at a time, an even number.
-const BLOCK: usize = 64;
+/// Pairs of columns that are halved at a time, an even number.
+const PAIRS_AT_ONCE: usize = 64;
 
 /// Halves a component in its place along x, and along y if `down` is 2. Beyond the border the last
 /// column and row are repeated before the means are taken.
@@ -22,10 +22,10 @@ pub(super) fn downsample(
         let last = rows.map(|row| u32::from(plane[row * stride + w - 1]));
         let to = y * small.stride;
         // the outputs of whole pairs; each block is read before its place is written
-        for x in (0..w / 2).step_by(BLOCK) {
-            let count = BLOCK.min(w / 2 - x);
+        for x in (0..w / 2).step_by(PAIRS_AT_ONCE) {
+            let count = PAIRS_AT_ONCE.min(w / 2 - x);
             let pairs = rows.map(|row| &plane[row * stride + 2 * x..][..2 * count]);
-            let mut means = [0; BLOCK];
+            let mut means = [0; PAIRS_AT_ONCE];
             halve(pairs, down == 2, &mut means[..count]);
             plane[to + x..to + x + count].copy_from_slice(&means[..count]);
         }
