@@ -4,6 +4,7 @@
 use super::HrView;
 use super::bound::Bound;
 use super::correlate::{BLOCK, ROWS_AT_ONCE, pitch_of};
+use super::lanes::dispatch;
 use super::resize::ROWS;
 
 /// The index that a mirrored border shows at `i` (the border pixel itself is not repeated); a small
@@ -100,17 +101,17 @@ impl Canvas {
     /// Takes the pixels of an image.
     pub fn read(&mut self, hr: &HrView) {
         (self.width, self.height) = (hr.width, hr.height);
-        let n = hr.width * hr.height;
+        let (w, n) = (hr.width, hr.width * hr.height);
         let (red, rest) = self.planes.split_at_mut(n);
         let (green, blue) = rest.split_at_mut(n);
-        let w = hr.width;
         for y in 0..hr.height {
-            let row = &hr.data[y * hr.stride..][..3 * w];
-            for (x, pixel) in row.chunks_exact(3).enumerate() {
-                red[y * w + x] = f32::from(pixel[0]) / 255.0;
-                green[y * w + x] = f32::from(pixel[1]) / 255.0;
-                blue[y * w + x] = f32::from(pixel[2]) / 255.0;
-            }
+            let row = y * w..(y + 1) * w;
+            read_row(
+                &hr.data[y * hr.stride..][..3 * w],
+                &mut red[row.clone()],
+                &mut green[row.clone()],
+                &mut blue[row],
+            );
         }
     }
 
@@ -135,6 +136,18 @@ impl Canvas {
         self.values()
             .iter_mut()
             .for_each(|v| *v = v.clamp(0.0, 1.0));
+    }
+}
+
+dispatch! {
+    /// Splits a row of pixels into its channels.
+    fn read_row(pixels: &[u8], red: &mut [f32], green: &mut [f32], blue: &mut [f32]) {
+        let channels = red.iter_mut().zip(green).zip(blue);
+        for (pixel, ((red, green), blue)) in pixels.chunks_exact(3).zip(channels) {
+            *red = f32::from(pixel[0]) / 255.0;
+            *green = f32::from(pixel[1]) / 255.0;
+            *blue = f32::from(pixel[2]) / 255.0;
+        }
     }
 }
 
