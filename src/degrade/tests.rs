@@ -157,10 +157,10 @@ fn the_same_bytes_for_every_instruction_set_and_every_degrader() {
     }
 }
 
-/// Sets that earlier versions made can be extended: the bytes of a recipe do not change. (WebP is left
-/// out, because its bytes are libwebp's.)
+/// Sets that earlier versions made can be extended. (WebP is left out, because its bytes are
+/// libwebp's.)
 #[test]
-fn the_bytes_of_recipes_are_those_of_version_0_2() {
+fn the_bytes_of_recipes_do_not_change() {
     let (w, h) = (148, 116);
     let hr: Vec<u8> = (0..3 * w * h)
         .map(|i| {
