@@ -80,6 +80,10 @@ const EXAMPLES: &[Examples] = &[
                 "add the images that are new in the folder",
             ),
             (
+                "paragon shard Photos --part auto --out part$SLURM_ARRAY_TASK_ID",
+                "in a Slurm array: the part of this task; `paragon shards merge` merges them",
+            ),
+            (
                 "paragon shard Photos --dry-run",
                 "expected size and time; nothing is written",
             ),

@@ -22,6 +22,7 @@ mod report;
 mod selftest;
 mod shard;
 mod shard_dry_run;
+mod shard_part;
 mod shard_select;
 mod shard_sheet;
 mod shards;

@@ -6,6 +6,7 @@ use super::flags::{print, print_json, tell};
 use super::layout::{columns, folded};
 use super::recipe::content_of;
 use super::shard_dry_run::dry_run;
+use super::shard_part::{PartFlag, auto_part, parse_part};
 use super::shard_select::SelectArgs;
 use super::train::STOPPED;
 use anyhow::{Context, Result, ensure};
@@ -102,9 +103,11 @@ pub struct Args {
     /// share (0.02, 2%) of them; tiles of one photograph (NAME_s001, NAME_s002 ...) stay together
     #[arg(long, value_parser = parse_val, value_name = "N|SHARE")]
     val: Option<HeldOut>,
-    /// Do part I of N of the work, for N machines at once; `paragon shards merge` merges the parts
-    #[arg(long, value_parser = parse_part, value_name = "I/N", conflicts_with = "append")]
-    part: Option<(u32, u32)>,
+    /// Do part I of N of the work, for N machines at once; `paragon shards merge` merges the parts.
+    /// `auto` takes I and N from the variables of an array job (Slurm, PBS, LSF, Grid Engine, AWS
+    /// Batch, Kubernetes) or of an MPI launcher; where there is no N, `auto/N` states it
+    #[arg(long, value_parser = parse_part, value_name = "I/N|auto", conflicts_with = "append")]
+    part: Option<PartFlag>,
     /// Add the images that a finished set does not hold yet: its shards stay, new ones follow.
     /// Options that are not given are those of the set
     #[arg(long, conflicts_with = "overwrite")]
@@ -163,22 +166,8 @@ fn parse_val(text: &str) -> Result<HeldOut, String> {
     }
 }
 
-/// Reads `3/8`.
-fn parse_part(text: &str) -> Result<(u32, u32), String> {
-    let numbers = text
-        .split_once('/')
-        .and_then(|(i, n)| Some((i.trim().parse().ok()?, n.trim().parse().ok()?)));
-    let fits = |(i, n): &(u32, u32)| (1..=*n).contains(i) && *n <= MAX_PARTS;
-    numbers.filter(fits).ok_or_else(|| {
-        format!("`{text}` is no part; write 1/8 to 8/8 for eight parts (at most {MAX_PARTS})")
-    })
-}
-
 /// Default of the most memory for images in progress, bytes.
 const USUAL_HOST_MEMORY: u64 = 2 << 30;
-
-/// Most parts of one set.
-const MAX_PARTS: u32 = 100_000;
 
 /// The options that decide the content of a set, from the flags, the option file, the set that is
 /// added to and the defaults, in this order.
@@ -341,7 +330,7 @@ fn configuration(args: &Args) -> Result<BuildConfig> {
     let half = limit.as_ref().map_or(u64::MAX, |limit| limit.bytes / 2);
     let smaller = limit.filter(|_| args.host_memory.is_none() && half < USUAL_HOST_MEMORY);
     Ok(BuildConfig {
-        part: args.part,
+        part: part(args.part)?,
         append: args.append,
         threads: args.threads.unwrap_or(0),
         host_memory: args.host_memory.unwrap_or(if smaller.is_some() {
@@ -357,6 +346,22 @@ fn configuration(args: &Args) -> Result<BuildConfig> {
                 .map_or(defaults.max_pixels, |mp| mp.saturating_mul(1_000_000)),
         },
         ..content(args)?
+    })
+}
+
+/// The part of the work; says where `--part auto` takes it from.
+fn part(flag: Option<PartFlag>) -> Result<Option<(u32, u32)>> {
+    Ok(match flag {
+        None => None,
+        Some(PartFlag::Given(part, parts)) => Some((part, parts)),
+        Some(PartFlag::Auto(parts)) => {
+            let value = |name: &str| {
+                std::env::var_os(name).map(|value| value.to_string_lossy().into_owned())
+            };
+            let found = auto_part(parts, &value)?;
+            tell(format_args!("--part auto: {}", found.origin));
+            Some(found.part)
+        }
     })
 }
 
@@ -425,16 +430,10 @@ fn list(config: &BuildConfig, plan: &Plan) {
 
 #[cfg(test)]
 mod tests {
-    use super::{HeldOut, parse_part, parse_size, parse_val};
+    use super::{HeldOut, parse_size, parse_val};
 
     #[test]
-    fn parts_and_shares_are_read() {
-        assert_eq!(parse_part("3/8"), Ok((3, 8)));
-        assert!(
-            ["0/8", "9/8", "3", "/", "-1/2", "1/999999999"]
-                .iter()
-                .all(|t| parse_part(t).is_err())
-        );
+    fn shares_are_read() {
         assert_eq!(parse_val("50"), Ok(HeldOut::Count(50)));
         assert_eq!(parse_val("0.25"), Ok(HeldOut::Share(0.25)));
         assert_eq!(parse_val("25%"), Ok(HeldOut::Share(0.25)));

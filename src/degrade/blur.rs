@@ -1,11 +1,12 @@
 //! Blurring: the ranges of kernels, and filtering with a kernel, with its factors where it has
 //! them, or with a median.
 
-use super::canvas::{Canvas, Sides, reflect};
+use super::canvas::{Canvas, reflect};
+use super::correlate::{BLOCK, ROWS_AT_ONCE, Source, Taps, Target, correlate, pitch_of};
 use super::draws::Stream;
 use super::kernel::{DrawnKernel, SHAPES, Shape, separated, trimmed};
 use super::keys::{Keys, Numbers, Range, Weights};
-use super::lanes::dispatch;
+use super::resize;
 use std::f64::consts::PI;
 
 /// Largest side of a kernel.
@@ -169,12 +170,19 @@ impl Canvas {
             return self.filter_separated(&column, &row);
         }
         let narrow: Vec<f32> = weights.iter().map(|w| *w as f32).collect();
-        let (w, h, radius) = (self.width, self.height, size / 2);
+        let (w, h) = (self.width, self.height);
         for channel in 0..3 {
-            self.pad(channel, Sides::all(radius));
-            let stride = w + 2 * radius;
+            let pitch = self.pad(channel, size / 2);
+            let source = Source {
+                values: &self.padded,
+                pitch,
+            };
             let out = &mut self.planes[channel * w * h..][..w * h];
-            filter(&self.padded, stride, out, (w, h), &narrow, size);
+            correlate(
+                source,
+                Target::packed(out, (w, h)),
+                Taps::rows(&narrow, size),
+            );
         }
     }
 
@@ -186,15 +194,13 @@ impl Canvas {
     }
 
     /// Filters one channel with a column times a row.
-    pub(super) fn filter_channel(&mut self, channel: usize, column: &[f32], row: &[f32]) {
-        let (w, h, radius) = (self.width, self.height, row.len() / 2);
-        self.pad(channel, Sides { x: radius, y: 0 });
-        let out = &mut self.planes[channel * w * h..][..w * h];
-        filter_row(&self.padded, w + 2 * radius, out, (w, h), row);
-        let radius = column.len() / 2;
-        self.pad(channel, Sides { x: 0, y: radius });
-        let out = &mut self.planes[channel * w * h..][..w * h];
-        filter_column(&self.padded, w, out, (w, h), column);
+    fn filter_channel(&mut self, channel: usize, column: &[f32], row: &[f32]) {
+        let size = (self.width, self.height);
+        let n = size.0 * size.1;
+        let plane = &mut self.planes[channel * n..][..n];
+        let mut rows = FilteredRows::new(&mut self.padded, size, column.len() / 2);
+        rows.fill(plane, row, &mut self.lines);
+        rows.filter(column, plane);
     }
 
     /// The median of a window for each channel.
@@ -203,8 +209,7 @@ impl Canvas {
         let mut window = [0.0f32; 49];
         let window = &mut window[..size * size];
         for channel in 0..3 {
-            self.pad(channel, Sides::all(radius));
-            let stride = w + 2 * radius;
+            let stride = self.pad(channel, radius);
             for (i, out) in self.planes[channel * w * h..][..w * h]
                 .iter_mut()
                 .enumerate()
@@ -219,88 +224,96 @@ impl Canvas {
         }
     }
 
-    /// Copies a channel with mirrored borders into the padded plane.
-    fn pad(&mut self, channel: usize, sides: Sides) {
+    /// Copies a channel with mirrored borders into the padded plane. Returns the distance of its rows.
+    fn pad(&mut self, channel: usize, radius: usize) -> usize {
         let (w, h) = (self.width, self.height);
         let plane = &self.planes[channel * w * h..][..w * h];
-        let stride = w + 2 * sides.x;
-        for (y, out) in self.padded[..stride * (h + 2 * sides.y)]
-            .chunks_exact_mut(stride)
-            .enumerate()
+        let pitch = pitch_of(w + 2 * radius);
+        let rows = self.padded.chunks_exact_mut(pitch).take(h + 2 * radius);
+        for (y, out) in rows.enumerate() {
+            let row = reflect(y as isize - radius as isize, h);
+            mirror_row(&plane[row * w..][..w], radius, out);
+        }
+        pitch
+    }
+}
+
+/// The first pass of a filter that is a column times a row: a plane whose rows are filtered, with
+/// mirrored rows above and below.
+pub(super) struct FilteredRows<'a> {
+    padded: &'a mut [f32],
+    size: (usize, usize),
+    pitch: usize,
+    radius: usize,
+}
+
+impl<'a> FilteredRows<'a> {
+    /// In the padded plane of a canvas, for a column that reaches `radius` pixels to each side.
+    pub fn new(padded: &'a mut [f32], size: (usize, usize), radius: usize) -> FilteredRows<'a> {
+        FilteredRows {
+            padded,
+            size,
+            pitch: pitch_of(size.0),
+            radius,
+        }
+    }
+
+    /// Filters the rows of `plane`; `lines` is scratch for a few rows.
+    pub fn fill(&mut self, plane: &[f32], row: &[f32], lines: &mut [[f32; resize::ROWS]]) {
+        let ((w, h), pitch, radius) = (self.size, self.pitch, self.radius);
+        let lines = lines.as_flattened_mut();
+        let line = pitch_of(w + row.len() - 1 + BLOCK);
+        for (first, from) in (0..h)
+            .step_by(ROWS_AT_ONCE)
+            .zip(plane.chunks(ROWS_AT_ONCE * w))
         {
-            let row = &plane[reflect(y as isize - sides.y as isize, h) * w..][..w];
-            out[sides.x..sides.x + w].copy_from_slice(row);
-            for x in 0..sides.x {
-                out[x] = row[reflect(x as isize - sides.x as isize, w)];
-                out[sides.x + w + x] = row[reflect((w + x) as isize, w)];
+            for (from, to) in from.chunks_exact(w).zip(lines.chunks_exact_mut(line)) {
+                mirror_row(from, row.len() / 2, to);
             }
+            let source = Source {
+                values: lines,
+                pitch: line,
+            };
+            let target = Target {
+                values: &mut self.padded[(radius + first) * pitch..],
+                pitch,
+                size: (w, from.len() / w),
+            };
+            correlate(source, target, Taps::row(row));
         }
+        for y in (0..radius).chain(radius + h..2 * radius + h) {
+            let from = radius + reflect(y as isize - radius as isize, h);
+            self.padded
+                .copy_within(from * pitch..from * pitch + w, y * pitch);
+        }
+    }
+
+    /// Filters the columns into `out`.
+    pub fn filter(&self, column: &[f32], out: &mut [f32]) {
+        let source = Source {
+            values: self.padded,
+            pitch: self.pitch,
+        };
+        correlate(source, Target::packed(out, self.size), Taps::column(column));
     }
 }
 
-/// Pixels that one pass over the taps computes; the padded plane has so many more at its end. With 32
-/// the chain took a third more processor time.
-pub(super) const BLOCK: usize = 64;
-
-dispatch! {
-    /// Correlates a padded plane with a square kernel. The sum of a pixel runs over the taps in
-    /// order, without fused multiply-adds, so that its bits are the same on every machine.
-    fn filter(source: &[f32], stride: usize, out: &mut [f32], size: (usize, usize), weights: &[f32], taps: usize) {
-        for y in 0..size.1 {
-            for x in (0..size.0).step_by(BLOCK) {
-                let mut sums = [0.0f32; BLOCK];
-                for (ky, line) in weights.chunks_exact(taps).enumerate() {
-                    let row = &source[(y + ky) * stride + x..][..taps - 1 + BLOCK];
-                    for (kx, &weight) in line.iter().enumerate() {
-                        let part: &[f32; BLOCK] = row[kx..kx + BLOCK].try_into().expect("of this length");
-                        for (sum, value) in sums.iter_mut().zip(part) {
-                            *sum += weight * value;
-                        }
-                    }
-                }
-                let count = BLOCK.min(size.0 - x);
-                out[y * size.0 + x..][..count].copy_from_slice(&sums[..count]);
-            }
+/// Copies a row with mirrored borders of `radius` pixels.
+fn mirror_row(row: &[f32], radius: usize, out: &mut [f32]) {
+    let w = row.len();
+    out[radius..radius + w].copy_from_slice(row);
+    if radius < w {
+        let (left, right) = (&row[1..], &row[..w - 1]);
+        for (x, value) in (0..radius).rev().zip(left) {
+            out[x] = *value;
         }
+        for (x, value) in (radius + w..2 * radius + w).zip(right.iter().rev()) {
+            out[x] = *value;
+        }
+        return;
     }
-}
-
-dispatch! {
-    /// Correlates rows with a symmetric kernel.
-    fn filter_row(source: &[f32], stride: usize, out: &mut [f32], size: (usize, usize), weights: &[f32]) {
-        let taps = weights.len();
-        for y in 0..size.1 {
-            for x in (0..size.0).step_by(BLOCK) {
-                let row = &source[y * stride + x..][..taps - 1 + BLOCK];
-                let mut sums = [0.0f32; BLOCK];
-                for (kx, &weight) in weights.iter().enumerate() {
-                    let part: &[f32; BLOCK] = row[kx..kx + BLOCK].try_into().expect("of this length");
-                    for (sum, value) in sums.iter_mut().zip(part) {
-                        *sum += weight * value;
-                    }
-                }
-                let count = BLOCK.min(size.0 - x);
-                out[y * size.0 + x..][..count].copy_from_slice(&sums[..count]);
-            }
-        }
-    }
-}
-
-dispatch! {
-    /// Correlates columns with a kernel.
-    fn filter_column(source: &[f32], stride: usize, out: &mut [f32], size: (usize, usize), weights: &[f32]) {
-        for y in 0..size.1 {
-            for x in (0..size.0).step_by(BLOCK) {
-                let mut sums = [0.0f32; BLOCK];
-                for (ky, &weight) in weights.iter().enumerate() {
-                    let part: &[f32; BLOCK] = source[(y + ky) * stride + x..][..BLOCK].try_into().expect("of this length");
-                    for (sum, value) in sums.iter_mut().zip(part) {
-                        *sum += weight * value;
-                    }
-                }
-                let count = BLOCK.min(size.0 - x);
-                out[y * size.0 + x..][..count].copy_from_slice(&sums[..count]);
-            }
-        }
+    for x in 0..radius {
+        out[x] = row[reflect(x as isize - radius as isize, w)];
+        out[radius + w + x] = row[reflect((w + x) as isize, w)];
     }
 }

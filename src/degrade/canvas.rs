@@ -2,26 +2,10 @@
 //! sizes that follow from the recipe. Nothing larger than a few lines is allocated afterwards.
 
 use super::HrView;
-use super::blur::BLOCK;
 use super::bound::Bound;
+use super::correlate::{BLOCK, ROWS_AT_ONCE, pitch_of};
+use super::lanes::dispatch;
 use super::resize::ROWS;
-
-/// Borders of a padded plane in pixels, on each of the two sides.
-#[derive(Clone, Copy)]
-pub(super) struct Sides {
-    pub x: usize,
-    pub y: usize,
-}
-
-impl Sides {
-    /// The same on all sides.
-    pub fn all(radius: usize) -> Sides {
-        Sides {
-            x: radius,
-            y: radius,
-        }
-    }
-}
 
 /// The index that a mirrored border shows at `i` (the border pixel itself is not repeated); a small
 /// image is mirrored again and again.
@@ -29,7 +13,12 @@ pub(super) fn reflect(i: isize, n: usize) -> usize {
     if n == 1 {
         return 0;
     }
-    let period = 2 * (n as isize - 1);
+    let last = n as isize - 1;
+    if (-last..=2 * last).contains(&i) {
+        // without a division
+        return (last - (last - i.abs()).abs()) as usize;
+    }
+    let period = 2 * last;
     let i = i.rem_euclid(period);
     i.min(period - i) as usize
 }
@@ -59,8 +48,9 @@ impl Layout {
         let border = 2 * bound.radius.ceil() as usize;
         Layout {
             plane: w * h,
-            padded: (w + border) * (h + border) + border + 2 * BLOCK,
-            lines: w,
+            padded: pitch_of(w + border) * (h + border + ROWS_AT_ONCE) + BLOCK,
+            // those of a resize, or the padded rows that a separable filter reads
+            lines: w.max((ROWS_AT_ONCE * pitch_of(w + border + BLOCK)).div_ceil(ROWS)),
             // three components of whole blocks of 16
             bytes: 3 * w.next_multiple_of(16) * h.next_multiple_of(16),
             webp: if bound.webp {
@@ -111,17 +101,17 @@ impl Canvas {
     /// Takes the pixels of an image.
     pub fn read(&mut self, hr: &HrView) {
         (self.width, self.height) = (hr.width, hr.height);
-        let n = hr.width * hr.height;
+        let (w, n) = (hr.width, hr.width * hr.height);
         let (red, rest) = self.planes.split_at_mut(n);
         let (green, blue) = rest.split_at_mut(n);
-        let w = hr.width;
         for y in 0..hr.height {
-            let row = &hr.data[y * hr.stride..][..3 * w];
-            for (x, pixel) in row.chunks_exact(3).enumerate() {
-                red[y * w + x] = f32::from(pixel[0]) / 255.0;
-                green[y * w + x] = f32::from(pixel[1]) / 255.0;
-                blue[y * w + x] = f32::from(pixel[2]) / 255.0;
-            }
+            let row = y * w..(y + 1) * w;
+            read_row(
+                &hr.data[y * hr.stride..][..3 * w],
+                &mut red[row.clone()],
+                &mut green[row.clone()],
+                &mut blue[row],
+            );
         }
     }
 
@@ -146,6 +136,18 @@ impl Canvas {
         self.values()
             .iter_mut()
             .for_each(|v| *v = v.clamp(0.0, 1.0));
+    }
+}
+
+dispatch! {
+    /// Splits a row of pixels into its channels.
+    fn read_row(pixels: &[u8], red: &mut [f32], green: &mut [f32], blue: &mut [f32]) {
+        let channels = red.iter_mut().zip(green).zip(blue);
+        for (pixel, ((red, green), blue)) in pixels.chunks_exact(3).zip(channels) {
+            *red = f32::from(pixel[0]) / 255.0;
+            *green = f32::from(pixel[1]) / 255.0;
+            *blue = f32::from(pixel[2]) / 255.0;
+        }
     }
 }
 

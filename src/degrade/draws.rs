@@ -12,6 +12,8 @@ const PURPOSE_DEGRADE: u64 = 0xde64_ade5;
 const STEP: u64 = 0x9E37_79B9_7F4A_7C15;
 /// Intervals of the table of normal quantiles, over the upper half of the distribution.
 const INTERVALS: usize = 4096;
+/// Bits of a random number that say the place within an interval.
+const PART_BITS: u32 = 20;
 
 /// The key of all draws for one LQ patch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,7 +89,7 @@ impl Normals {
         static TABLE: OnceLock<Box<[[f32; 2]; INTERVALS]>> = OnceLock::new();
         Normals(TABLE.get_or_init(|| {
             let value = |i: usize| match i {
-                INTERVALS => 0.0, // never read: the last interval is computed
+                INTERVALS => 0.0, // replaced: numbers of the last interval are computed
                 i => quantile(0.5 + 0.5 * i as f64 / INTERVALS as f64),
             };
             Box::new(std::array::from_fn(|i| {
@@ -97,20 +99,45 @@ impl Normals {
         }))
     }
 
-    /// A standard normal number.
+    /// Standard normal numbers.
     #[inline(always)]
-    pub fn at(self, bits: u32) -> f32 {
-        let place = bits << 1;
-        let interval = (place >> 20) as usize;
-        let part = (place & 0xf_ffff) as f32 * (1.0 / (1 << 20) as f32);
-        let size = if interval == INTERVALS - 1 {
-            tail(part)
-        } else {
-            let [start, step] = self.0[interval];
-            start + step * part
-        };
-        f32::from_bits(size.to_bits() | (bits & 1 << 31))
+    pub fn block<const N: usize>(self, bits: &[u32; N]) -> [f32; N] {
+        let mut out = [0.0; N];
+        let mut largest = 0;
+        for (out, &bits) in out.iter_mut().zip(bits) {
+            let place = bits << 1;
+            largest = largest.max(place);
+            *out = signed(self.between(place), bits);
+        }
+        // one number in 4096
+        if largest >> PART_BITS == INTERVALS as u32 - 1 {
+            for (out, &bits) in out.iter_mut().zip(bits) {
+                if bits << 1 >> PART_BITS == INTERVALS as u32 - 1 {
+                    *out = signed(tail(part_of(bits << 1)), bits);
+                }
+            }
+        }
+        out
     }
+
+    /// The size of a number by its place in the table.
+    #[inline(always)]
+    fn between(self, place: u32) -> f32 {
+        let [start, step] = self.0[(place >> PART_BITS) as usize];
+        start + step * part_of(place)
+    }
+}
+
+/// The place within an interval, from 0 to 1.
+#[inline(always)]
+fn part_of(place: u32) -> f32 {
+    (place & ((1 << PART_BITS) - 1)) as f32 * (1.0 / (1 << PART_BITS) as f32)
+}
+
+/// `size` with the sign of the highest bit.
+#[inline(always)]
+fn signed(size: f32, bits: u32) -> f32 {
+    f32::from_bits(size.to_bits() | (bits & 1 << 31))
 }
 
 #[cold]
@@ -236,8 +263,8 @@ mod tests {
         let (mut beyond_two, mut beyond_four) = (0, 0);
         for i in 0..n {
             let bits = field_bits(5, i);
-            for half in [bits as u32, (bits >> 32) as u32] {
-                let z = f64::from(normals.at(half));
+            for z in normals.block(&[bits as u32, (bits >> 32) as u32]) {
+                let z = f64::from(z);
                 sums.iter_mut().zip(1..).for_each(|(s, k)| *s += z.powi(k));
                 beyond_two += u32::from(z.abs() > 2.0);
                 beyond_four += u32::from(z.abs() > 4.0);

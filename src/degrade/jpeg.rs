@@ -211,7 +211,8 @@ impl Canvas {
         let (w, h) = (self.width, self.height);
         let (luma, chroma) = self.bytes.split_at(full.len());
         let (blue, red) = chroma.split_at(full.len());
-        let (cb_row, cr_row) = self.padded[..2 * w + 4].split_at_mut(w + 2);
+        let rows = bytemuck::cast_slice_mut(&mut self.padded[..2 * w + 4]);
+        let (cb_row, cr_row) = rows.split_at_mut(w + 2);
         for y in 0..h {
             upsampled_row(blue, small, y, factors, cb_row);
             upsampled_row(red, small, y, factors, cr_row);
@@ -262,12 +263,12 @@ dispatch! {
 }
 
 dispatch! {
-    /// Converts a row of Y, Cb and Cr (which hold whole numbers) back.
-    fn to_rgb(y: &[u8], cb: &[f32], cr: &[f32], r: &mut [f32], g: &mut [f32], b: &mut [f32]) {
+    /// Converts a row of Y, Cb and Cr back.
+    fn to_rgb(y: &[u8], cb: &[i32], cr: &[i32], r: &mut [f32], g: &mut [f32], b: &mut [f32]) {
         let (n, half) = (y.len(), 1 << 15);
         let (cb, cr, r, g, b) = (&cb[..n], &cr[..n], &mut r[..n], &mut g[..n], &mut b[..n]);
         for i in 0..n {
-            let (y, cb, cr) = (i32::from(y[i]), cb[i] as i32 - 128, cr[i] as i32 - 128);
+            let (y, cb, cr) = (i32::from(y[i]), cb[i] - 128, cr[i] - 128);
             let value = |v: i32| v.clamp(0, 255) as f32 / 255.0;
             r[i] = value(y + ((91_881 * cr + half) >> 16));
             g[i] = value(y + ((-22_554 * cb - 46_802 * cr + half) >> 16));

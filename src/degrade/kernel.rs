@@ -76,14 +76,20 @@ impl DrawnKernel {
         let n = self.size as i64;
         let middle = n / 2;
         let at = |i: i64| ((i % n - middle) as f64, (i / n - middle) as f64);
-        let mut weights: Vec<f64> = match self.shape {
-            Shape::Sinc => (0..n * n).map(|i| sinc(self.cutoff, at(i))).collect(),
-            Shape::Motion => motion(self.size as usize, self.length, self.rotation),
-            _ => {
-                let form = QuadraticForm::new(self.sigma, self.rotation);
-                (0..n * n).map(|i| self.profile(form.at(at(i)))).collect()
-            }
+        let form = QuadraticForm::new(self.sigma, self.rotation);
+        let weight = |i: i64| match self.shape {
+            Shape::Sinc => sinc(self.cutoff, at(i)),
+            _ => self.profile(form.at(at(i))),
         };
+        let mut weights: Vec<f64> = match self.shape {
+            Shape::Motion => motion(self.size as usize, self.length, self.rotation),
+            // all other kernels are the same turned by half a turn, to the bit
+            _ => (0..=n * n / 2).map(weight).collect(),
+        };
+        let rest = (n * n) as usize - weights.len();
+        weights.extend_from_within(..rest);
+        let second = weights.len() - rest;
+        weights[second..].reverse();
         let sum: f64 = weights.iter().sum();
         weights.iter_mut().for_each(|w| *w /= sum);
         weights

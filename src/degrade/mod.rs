@@ -28,6 +28,7 @@ mod blur;
 mod bound;
 mod canvas;
 mod colour;
+mod correlate;
 mod drawn;
 mod draws;
 mod jpeg;

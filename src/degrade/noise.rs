@@ -4,11 +4,17 @@
 use super::canvas::{Canvas, to_byte};
 use super::draws::{Normals, Stream, field_bits};
 use super::keys::{Keys, Numbers, Range};
+use super::lanes::dispatch;
 use serde_json::{Value as Json, json};
 use std::fmt;
 
 /// Means from here on are drawn by an expansion of the normal quantile; smaller ones by inversion.
 const EXPANSION_FROM: f64 = 16.0;
+/// Photons beyond which inversion does not count; for means below 16 more have a probability of
+/// 1e-18.
+const MOST_PHOTONS: usize = 64;
+/// Pixels whose noise is computed at a time.
+const PIXELS_AT_ONCE: usize = 64;
 /// Weights of red, green and blue in the grey image (torchvision's `rgb_to_grayscale`).
 const GREY: [f32; 3] = [0.2989, 0.587, 0.114];
 
@@ -134,12 +140,7 @@ impl Canvas {
         let values = self.values();
         let same = if noise.grey { n } else { values.len() };
         for channel in values.chunks_exact_mut(same) {
-            for (at, pair) in channel.chunks_mut(2).enumerate() {
-                let bits = field_bits(noise.field, at);
-                for (value, half) in pair.iter_mut().zip([bits as u32, (bits >> 32) as u32]) {
-                    *value = (*value + sigma * normals.at(half)).clamp(0.0, 1.0);
-                }
-            }
+            add_normal(channel, noise.field, sigma, normals);
         }
     }
 
@@ -148,101 +149,182 @@ impl Canvas {
     fn add_poisson(&mut self, noise: &DrawnNoise) {
         let n = self.width * self.height;
         let scale = noise.amount as f32;
-        if !noise.grey {
-            let photons = Photons::new(count_levels(self.values().iter().copied()));
-            for (at, value) in self.values().iter_mut().enumerate() {
-                let added = photons.noise(to_byte(*value), field_bits(noise.field, at));
-                *value = (*value + scale * added).clamp(0.0, 1.0);
-            }
-            return;
+        let levels = &mut self.bytes[..3 * n];
+        let planes = &mut self.planes[..3 * n];
+        if noise.grey {
+            grey_levels(planes, levels);
+        } else {
+            all_levels(planes, levels);
         }
-        let (red, rest) = self.planes[..3 * n].split_at_mut(n);
-        let (green, blue) = rest.split_at_mut(n);
-        let grey =
-            |red: f32, green: f32, blue: f32| GREY[0] * red + GREY[1] * green + GREY[2] * blue;
-        let pixels = || red.iter().zip(green.iter()).zip(blue.iter());
-        let photons = Photons::new(count_levels(pixels().map(|((r, g), b)| grey(*r, *g, *b))));
-        for (at, ((r, g), b)) in red.iter_mut().zip(green).zip(blue).enumerate() {
-            let level = to_byte(grey(*r, *g, *b));
-            let added = scale * photons.noise(level, field_bits(noise.field, at));
-            [r, g, b]
-                .into_iter()
-                .for_each(|v| *v = (*v + added).clamp(0.0, 1.0));
+        let same = if noise.grey { n } else { 3 * n };
+        let photons = Photons::new(&levels[..same]);
+        let added = &mut self.other[..same];
+        add_counts(&levels[..same], added, noise.field, &photons);
+        for channel in planes.chunks_exact_mut(same) {
+            add_scaled(channel, added, scale);
         }
     }
 }
 
-/// How many of the 256 levels occur.
-fn count_levels(values: impl Iterator<Item = f32>) -> usize {
-    let mut seen = [false; 256];
-    values.for_each(|value| seen[usize::from(to_byte(value))] = true);
-    seen.iter().filter(|seen| **seen).count()
+dispatch! {
+    /// Adds normal noise and clamps to 0 to 1. Two pixels share the 64 bits of a place of the field.
+    fn add_normal(values: &mut [f32], field: u64, sigma: f32, normals: Normals) {
+        for (block, values) in values.chunks_mut(PIXELS_AT_ONCE).enumerate() {
+            let mut bits = [0u32; PIXELS_AT_ONCE];
+            for (i, pair) in bits.chunks_exact_mut(2).enumerate() {
+                let both = field_bits(field, block * PIXELS_AT_ONCE / 2 + i);
+                (pair[0], pair[1]) = (both as u32, (both >> 32) as u32);
+            }
+            let added = normals.block(&bits);
+            for (value, added) in values.iter_mut().zip(added) {
+                *value = (*value + sigma * added).clamp(0.0, 1.0);
+            }
+        }
+    }
+}
+
+dispatch! {
+    /// Rounds to 8 bits.
+    fn all_levels(values: &[f32], levels: &mut [u8]) {
+        for (level, value) in levels.iter_mut().zip(values) {
+            *level = to_byte(*value);
+        }
+    }
+}
+
+dispatch! {
+    /// Rounds the brightness of three planes to 8 bits.
+    fn grey_levels(planes: &[f32], levels: &mut [u8]) {
+        let n = planes.len() / 3;
+        let (red, rest) = planes.split_at(n);
+        let (green, blue) = rest.split_at(n);
+        for (((level, red), green), blue) in levels.iter_mut().zip(red).zip(green).zip(blue) {
+            *level = to_byte(GREY[0] * red + GREY[1] * green + GREY[2] * blue);
+        }
+    }
+}
+
+dispatch! {
+    /// Adds noise times a factor and clamps to 0 to 1.
+    fn add_scaled(values: &mut [f32], added: &[f32], scale: f32) {
+        for (value, added) in values.iter_mut().zip(added) {
+            *value = (*value + scale * added).clamp(0.0, 1.0);
+        }
+    }
+}
+
+dispatch! {
+    /// Writes `Poisson(x V) / V - x` for each level.
+    fn add_counts(levels: &[u8], out: &mut [f32], field: u64, photons: &Photons) {
+        for (block, (levels, out)) in levels.chunks(PIXELS_AT_ONCE).zip(out.chunks_mut(PIXELS_AT_ONCE)).enumerate() {
+            photons.block(levels, out, field, block * PIXELS_AT_ONCE);
+        }
+    }
 }
 
 /// Poisson noise for each of the 256 levels.
-struct Photons {
-    levels: Box<[Level; 256]>,
+pub(super) struct Photons {
+    means: Box<[f32; 256]>,
+    /// Square roots of the variances, less that of rounding.
+    deviations: Box<[f32; 256]>,
+    /// The first level whose mean is at least [`EXPANSION_FROM`]; 256 if there is none.
+    expanded_from: usize,
+    /// For each level below it that occurs, the row of `sums`.
+    rows: Box<[u8; 256]>,
+    /// The probabilities of at most 0, 1, 2 ... photons.
+    sums: Vec<[f32; MOST_PHOTONS]>,
     normals: Normals,
-    vals: f32,
-}
-
-/// The parameters of one level.
-#[derive(Clone, Copy, Default)]
-struct Level {
-    mean: f32,
-    /// `e^-mean`, the probability of 0; 0 from [`EXPANSION_FROM`] on.
-    none: f32,
-    /// Square root of the variance, less that of rounding.
-    deviation: f32,
+    /// 1 / V, a power of two.
+    share: f32,
 }
 
 impl Photons {
-    fn new(distinct: usize) -> Photons {
+    /// For an image with these levels.
+    fn new(levels: &[u8]) -> Photons {
+        let mut seen = [false; 256];
+        levels
+            .iter()
+            .for_each(|level| seen[usize::from(*level)] = true);
+        let distinct = seen.iter().filter(|seen| **seen).count();
         let vals = distinct.next_power_of_two() as f64;
-        let level = |i: usize| {
-            let mean = i as f64 / 255.0 * vals;
-            let small = mean < EXPANSION_FROM;
-            Level {
-                mean: mean as f32,
-                none: if small { libm::exp(-mean) as f32 } else { 0.0 },
-                deviation: libm::sqrt((mean - 1.0 / 12.0).max(0.0)) as f32,
-            }
-        };
+        let mean = |level: usize| level as f64 / 255.0 * vals;
+        let deviation = |level: usize| libm::sqrt((mean(level) - 1.0 / 12.0).max(0.0)) as f32;
+        let expanded_from = (0..256).take_while(|i| mean(*i) < EXPANSION_FROM).count();
+        let (mut rows, mut sums) = (Box::new([0; 256]), Vec::new());
+        for level in (0..expanded_from).filter(|level| seen[*level]) {
+            rows[level] = sums.len() as u8;
+            sums.push(summed(mean(level)));
+        }
         Photons {
-            levels: Box::new(std::array::from_fn(level)),
+            means: Box::new(std::array::from_fn(|level| mean(level) as f32)),
+            deviations: Box::new(std::array::from_fn(deviation)),
+            expanded_from,
+            rows,
+            sums,
             normals: Normals::new(),
-            vals: vals as f32,
+            share: (1.0 / vals) as f32,
         }
     }
 
-    /// `Poisson(x V) / V - x` for a level of 8 bits.
+    /// `Poisson(x V) / V - x` for a level of 8 bits from `expanded_from` on, by Cornish and Fisher's
+    /// expansion with the skewness and the kurtosis of the distribution.
     #[inline(always)]
-    fn noise(&self, level: u8, bits: u64) -> f32 {
-        let at = self.levels[usize::from(level)];
-        let count = if at.none > 0.0 {
-            invert(at, bits)
-        } else {
-            // Cornish and Fisher's expansion with the skewness and the kurtosis of the distribution
-            let z = self.normals.at(bits as u32);
-            let z2 = z * z;
-            let bent = (z2 - 1.0) * (1.0 / 6.0) + z * (1.0 - z2) / (72.0 * at.deviation);
-            ((at.mean + at.deviation * z + bent) + 12_582_912.0) - 12_582_912.0
-        };
-        (count.max(0.0) - at.mean) / self.vals
+    fn expanded(&self, level: u8, z: f32) -> f32 {
+        let level = usize::from(level);
+        let (mean, deviation) = (self.means[level], self.deviations[level]);
+        let z2 = z * z;
+        let bent = (z2 - 1.0) * (1.0 / 6.0) + z * (1.0 - z2) / (72.0 * deviation);
+        let count = ((mean + deviation * z + bent) + 12_582_912.0) - 12_582_912.0;
+        (count.max(0.0) - mean) * self.share
+    }
+
+    /// The same for a level below: the quantile, by the sums of the probabilities.
+    #[inline(always)]
+    fn inverted(&self, level: u8, bits: u64) -> f32 {
+        let level = usize::from(level);
+        let u = (bits >> 40) as f32 * (1.0 / (1u64 << 24) as f32) + 0.5 / (1u64 << 24) as f32;
+        let sums = &self.sums[usize::from(self.rows[level])];
+        let mut count = 0;
+        sums.iter().for_each(|sum| count += i32::from(u > *sum));
+        (count as f32 - self.means[level]) * self.share
+    }
+
+    /// The noise for `levels`, the first of which has the number `at`.
+    #[inline(always)]
+    fn block(&self, levels: &[u8], out: &mut [f32], field: u64, at: usize) {
+        let (mut bits, mut halves) = ([0u64; PIXELS_AT_ONCE], [0u32; PIXELS_AT_ONCE]);
+        for (i, (bits, half)) in bits.iter_mut().zip(&mut halves).enumerate() {
+            *bits = field_bits(field, at + i);
+            *half = *bits as u32;
+        }
+        let normal = self.normals.block(&halves);
+        let mut lowest = u8::MAX;
+        for ((out, &level), z) in out.iter_mut().zip(levels).zip(normal) {
+            *out = self.expanded(level, z);
+            lowest = lowest.min(level);
+        }
+        if usize::from(lowest) >= self.expanded_from {
+            return;
+        }
+        for ((out, &level), bits) in out.iter_mut().zip(levels).zip(bits) {
+            if usize::from(level) < self.expanded_from {
+                *out = self.inverted(level, bits);
+            }
+        }
     }
 }
 
-/// The quantile of a Poisson distribution, by summing its probabilities.
-#[inline]
-fn invert(level: Level, bits: u64) -> f32 {
-    let u = (bits >> 40) as f32 * (1.0 / (1u64 << 24) as f32) + 0.5 / (1u64 << 24) as f32;
-    let (mut probability, mut sum, mut count) = (level.none, level.none, 0.0f32);
-    while u > sum && count < 64.0 {
-        count += 1.0;
-        probability *= level.mean / count;
-        sum += probability;
-    }
-    count
+/// Probabilities of at most 0, 1, 2 ... photons of a Poisson distribution.
+fn summed(mean: f64) -> [f32; MOST_PHOTONS] {
+    let mut probability = libm::exp(-mean) as f32;
+    let (mean, mut sum) = (mean as f32, probability);
+    std::array::from_fn(|count| {
+        if count > 0 {
+            probability *= mean / count as f32;
+            sum += probability;
+        }
+        sum
+    })
 }
 
 #[cfg(test)]
@@ -253,13 +335,16 @@ mod tests {
     /// method.
     #[test]
     fn poisson_counts_have_the_moments_of_their_distribution() {
-        let photons = Photons::new(256);
+        let all: Vec<u8> = (0..=255).collect();
+        let photons = Photons::new(&all);
         for level in [0u8, 1, 5, 14, 15, 16, 17, 30, 100, 255] {
             let mean = f64::from(level) / 255.0 * 256.0;
             let n = 200_000;
             let mut sums = [0.0f64; 3];
             for i in 0..n {
-                let x = f64::from(photons.noise(level, field_bits(u64::from(level), i))) * 256.0;
+                let mut noise = [0.0];
+                photons.block(&[level], &mut noise, u64::from(level), i);
+                let x = f64::from(noise[0]) * 256.0;
                 assert!(
                     (x + mean - (x + mean).round()).abs() < 1e-3,
                     "a whole count"

@@ -1,8 +1,8 @@
 //! Resizing: the filters in use, with or without antialiasing. Sizes decide positions (the ratio is
 //! that of the two sizes), so that the corners of the image keep their places and nothing drifts.
 
-use super::blur::BLOCK;
 use super::canvas::Canvas;
+use super::correlate::BLOCK;
 use super::draws::Stream;
 use super::keys::{Keys, Numbers, Range, Weights};
 use super::lanes::dispatch;

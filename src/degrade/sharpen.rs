@@ -1,9 +1,11 @@
 //! Sharpening: the unsharp mask by which Real-ESRGAN sharpens its HR, and one that overshoots.
 
+use super::blur::FilteredRows;
 use super::canvas::Canvas;
 use super::draws::Stream;
 use super::kernel::DrawnKernel;
 use super::keys::{Keys, Numbers, Range};
+use super::lanes::dispatch;
 
 /// The ranges of unsharp masking.
 #[derive(Clone, Debug)]
@@ -125,39 +127,60 @@ impl Canvas {
         let sigma = 0.3 * (f64::from(drawn.size - 1) * 0.5 - 1.0) + 0.8;
         let row = gaussian_row(drawn.size, sigma);
         let (amount, threshold) = (drawn.amount as f32, drawn.threshold as f32);
-        let n = self.width * self.height;
-        for channel in 0..3 {
-            let plane = channel * n..(channel + 1) * n;
-            self.other[..n].copy_from_slice(&self.planes[plane.clone()]);
-            self.filter_channel(channel, &row, &row);
-            let (original, sharp) = self.other.split_at_mut(n);
-            for ((blurred, value), sharp) in self.planes[plane.clone()]
-                .iter_mut()
-                .zip(original.iter())
-                .zip(sharp.iter_mut())
-            {
-                let difference = value - *blurred;
-                *sharp = (value + amount * difference).clamp(0.0, 1.0);
-                *blurred = f32::from(u8::from(difference.abs() * 255.0 > threshold));
-            }
-            // the mask has taken the place of the blurred channel
-            self.filter_channel(channel, &row, &row);
-            let (original, sharp) = self.other.split_at(n);
-            for ((mask, value), sharp) in self.planes[plane].iter_mut().zip(original).zip(sharp) {
-                *mask = *mask * sharp + (1.0 - *mask) * value;
-            }
+        let size = (self.width, self.height);
+        let n = size.0 * size.1;
+        let (blurred, mask) = self.other[..2 * n].split_at_mut(n);
+        for plane in self.planes[..3 * n].chunks_exact_mut(n) {
+            let mut rows = FilteredRows::new(&mut self.padded, size, row.len() / 2);
+            rows.fill(plane, &row, &mut self.lines);
+            rows.filter(&row, blurred);
+            mark(plane, blurred, mask, threshold);
+            rows.fill(mask, &row, &mut self.lines);
+            rows.filter(&row, mask);
+            blend(plane, blurred, mask, amount);
         }
     }
 
     /// Unsharp masking of all differences.
     pub(super) fn halo(&mut self, drawn: DrawnHalo) {
         let row = gaussian_row(halo_taps(drawn.sigma), drawn.sigma);
-        let amount = drawn.amount as f32;
-        let n = 3 * self.width * self.height;
-        self.other[..n].copy_from_slice(&self.planes[..n]);
-        self.filter_separated(&row, &row);
-        for (value, original) in self.planes[..n].iter_mut().zip(&self.other) {
-            *value = (original + amount * (original - *value)).clamp(0.0, 1.0);
+        let size = (self.width, self.height);
+        let n = size.0 * size.1;
+        let blurred = &mut self.other[..n];
+        for plane in self.planes[..3 * n].chunks_exact_mut(n) {
+            let mut rows = FilteredRows::new(&mut self.padded, size, row.len() / 2);
+            rows.fill(plane, &row, &mut self.lines);
+            rows.filter(&row, blurred);
+            overshoot(plane, blurred, drawn.amount as f32);
+        }
+    }
+}
+
+dispatch! {
+    /// Writes 1 where the difference from the blurred image is above the threshold, else 0.
+    fn mark(plane: &[f32], blurred: &[f32], mask: &mut [f32], threshold: f32) {
+        for ((value, blurred), mask) in plane.iter().zip(blurred).zip(mask) {
+            let difference = value - blurred;
+            *mask = f32::from(u8::from(difference.abs() * 255.0 > threshold));
+        }
+    }
+}
+
+dispatch! {
+    /// Sharpens as much as the mask says.
+    fn blend(plane: &mut [f32], blurred: &[f32], mask: &[f32], amount: f32) {
+        for ((value, blurred), mask) in plane.iter_mut().zip(blurred).zip(mask) {
+            let sharp = (*value + amount * (*value - blurred)).clamp(0.0, 1.0);
+            *value = mask * sharp + (1.0 - mask) * *value;
+        }
+    }
+}
+
+dispatch! {
+    /// Adds the differences from the blurred image.
+    fn overshoot(plane: &mut [f32], blurred: &[f32], amount: f32) {
+        for (value, blurred) in plane.iter_mut().zip(blurred) {
+            *value = (*value + amount * (*value - blurred)).clamp(0.0, 1.0);
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::support::isa::Isa;
+use sha2::{Digest, Sha256};
 
 /// A picture with smooth and detailed parts.
 fn picture(w: usize, h: usize) -> Vec<u8> {
@@ -154,6 +155,51 @@ fn the_same_bytes_for_every_instruction_set_and_every_degrader() {
             "{name}"
         );
     }
+}
+
+/// Sets that earlier versions made can be extended. (WebP is left out, because its bytes are
+/// libwebp's.)
+#[test]
+fn the_bytes_of_recipes_do_not_change() {
+    let (w, h) = (148, 116);
+    let hr: Vec<u8> = (0..3 * w * h)
+        .map(|i| {
+            let (x, y, c) = (i / 3 % w, i / 3 / w, i % 3);
+            let texture = (x * x + 3 * y * y + x * y * (c + 1)) / 16 % 64;
+            let shape = if (x / 23 + y / 17) % 3 == c { 130 } else { 20 };
+            (shape + texture) as u8
+        })
+        .collect();
+    let all = recipe(
+        "- blur: {kernels: {motion: 1, median: 1, plateau_anisotropic: 1, isotropic: 1}}\n- halo\n\
+         - resize: {filters: [box, lanczos, nearest_exact]}\n- chroma_shift\n- colour\n\
+         - one_of: {choices: [{steps: [poisson_noise]}, {steps: [gaussian_noise: {grey: 1}]}]}\n\
+         - jpeg: {sampling: [422, 444]}\n- quantise\n",
+    );
+    let presets = ["real-esrgan", "real-esrgan-light", "jpeg", "denoise"];
+    let recipes = presets.map(|name| Recipe::load(name).unwrap());
+    let digests = recipes.iter().chain([&all]).map(|recipe| {
+        let mut digest = Sha256::new();
+        for scale in [1, 2, 4] {
+            for variant in 0..12 {
+                let draws = Draws::new(8, 9, 10, variant);
+                digest.update(degraded(recipe, scale, HrView::packed(&hr, w, h), draws));
+            }
+        }
+        let bytes = digest.finalize();
+        bytes[..8]
+            .iter()
+            .map(|b| format!("{b:02x}"))
+            .collect::<String>()
+    });
+    let expected = [
+        "de6b54ef50d08b42",
+        "8eb78c3c53d73125",
+        "033ca8e03f93ca45",
+        "a6e6d26a1b598941",
+        "fef2cb2a64734e6b",
+    ];
+    assert_eq!(digests.collect::<Vec<_>>(), expected);
 }
 
 /// Strides, all scales, sides of one pixel, and images smaller than every kernel.

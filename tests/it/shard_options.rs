@@ -8,7 +8,7 @@ use paragon::shard::merge::merge;
 use paragon::shard::plan::{BuildConfig, HeldOut, positions};
 use paragon::shard::reader::{Crop, ShardSet};
 use paragon::shard::{convert_detail, images, tools};
-use shard_common::{config, files, make, make_writable, picture, pictures, run};
+use shard_common::{config, files, make, make_writable, paragon, picture, pictures, run};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -266,6 +266,102 @@ fn a_margin_is_stored_and_the_crop_recorded() {
     .unwrap();
     let (code, _, stderr) = run(&[&base[..5], &["15", "--margin", "4294967295"]].concat());
     assert!(code == Some(1) && stderr.contains("--margin"), "{stderr}");
+}
+
+/// The tasks of array jobs and launchers, by their variables alone: merged, their parts are the
+/// undivided set.
+#[test]
+fn parts_by_the_variables_of_a_scheduler_are_merged_to_the_undivided_set() {
+    const INDEXES: [&str; 10] = [
+        "SLURM_ARRAY_TASK_ID",
+        "PBS_ARRAY_INDEX",
+        "LSB_JOBINDEX",
+        "SGE_TASK_ID",
+        "AWS_BATCH_JOB_ARRAY_INDEX",
+        "JOB_COMPLETION_INDEX",
+        "OMPI_COMM_WORLD_RANK",
+        "PMI_RANK",
+        "RANK",
+        "SLURM_PROCID",
+    ];
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    pictures(&data, 7);
+    let shard = |out: &Path, more: &[&str], variables: &[(&str, &str)]| {
+        let base = [
+            "shard",
+            text(&data),
+            "--out",
+            text(out),
+            "--lq-size",
+            "16",
+            "--val",
+            "2",
+        ];
+        let mut command = paragon(&[&base[..], more].concat());
+        INDEXES.iter().for_each(|name| {
+            command.env_remove(name);
+        });
+        command.envs(variables.iter().copied()).output().unwrap()
+    };
+    let whole = dir.path().join("whole");
+    assert!(shard(&whole, &[], &[]).status.success());
+    let slurm = [
+        ("SLURM_ARRAY_TASK_MIN", "4"),
+        ("SLURM_ARRAY_TASK_MAX", "8"),
+        ("SLURM_ARRAY_TASK_STEP", "2"),
+        ("SLURM_ARRAY_TASK_COUNT", "3"),
+    ];
+    for (name, flag, index, others) in [
+        (
+            "slurm",
+            "auto",
+            ("SLURM_ARRAY_TASK_ID", ["4", "6", "8"]),
+            &slurm[..],
+        ),
+        (
+            "kubernetes",
+            "auto/3",
+            ("JOB_COMPLETION_INDEX", ["0", "1", "2"]),
+            &[],
+        ),
+        (
+            "mpi",
+            "auto",
+            ("PMI_RANK", ["0", "1", "2"]),
+            &[("PMI_SIZE", "3")],
+        ),
+    ] {
+        let folders = [1, 2, 3].map(|i| dir.path().join(format!("{name}{i}")));
+        for (i, folder) in folders.iter().enumerate() {
+            let task = (index.0, index.1[i]);
+            let made = shard(folder, &["--part", flag], &[&[task], others].concat());
+            let stderr = String::from_utf8_lossy(&made.stderr);
+            let said = format!("part {}/3, from {}={}", i + 1, task.0, task.1);
+            assert!(made.status.success() && stderr.contains(&said), "{stderr}");
+        }
+        let out = dir.path().join(format!("{name}-merged"));
+        merge(&out, &folders, false, &nothing()).unwrap();
+        assert!(all_files(&out) == all_files(&whole), "{name}");
+    }
+    for (flag, variables, word) in [
+        ("auto", &[][..], "none of SLURM_ARRAY_TASK_ID"),
+        ("auto", &[("PBS_ARRAY_INDEX", "1")], "--part auto/8"),
+        (
+            "auto",
+            &[("RANK", "one"), ("WORLD_SIZE", "2")],
+            "RANK is `one`",
+        ),
+    ] {
+        let out = dir.path().join("none");
+        let refused = shard(&out, &["--part", flag], variables);
+        let stderr = String::from_utf8_lossy(&refused.stderr);
+        assert!(
+            refused.status.code() == Some(1) && stderr.contains(word),
+            "{stderr}"
+        );
+        assert!(!out.exists());
+    }
 }
 
 #[test]

@@ -21,146 +21,145 @@ const F_2_053: i32 = 16819;
 const F_2_562: i32 = 20995;
 const F_3_072: i32 = 25172;
 
-/// Eight values, one of each column.
+/// Blocks that are computed at once, each in one lane of every vector.
+const BLOCKS: usize = 16;
+/// One row or column of a block.
 type Line = [i32; SIDE];
-/// A block, row by row.
-type Block = [Line; SIDE];
+/// All blocks: for each coefficient, in rows, the values of the blocks.
+type Group = [[i32; BLOCKS]; SIDE * SIDE];
 
 #[inline(always)]
-fn each(f: impl Fn(usize) -> i32) -> Line {
-    let mut line = [0; SIDE];
-    for (i, value) in line.iter_mut().enumerate() {
-        *value = f(i);
-    }
-    line
-}
-
-#[inline(always)]
-fn add(a: Line, b: Line) -> Line {
-    each(|i| a[i] + b[i])
-}
-
-#[inline(always)]
-fn sub(a: Line, b: Line) -> Line {
-    each(|i| a[i] - b[i])
-}
-
-#[inline(always)]
-fn times(a: Line, factor: i32) -> Line {
-    each(|i| a[i] * factor)
-}
-
-#[inline(always)]
-fn descale(a: Line, bits: i32) -> Line {
-    each(|i| (a[i] + (1 << (bits - 1))) >> bits)
-}
-
-#[inline(always)]
-fn transpose(b: &Block) -> Block {
-    let mut out = [[0; SIDE]; SIDE];
-    for (y, row) in out.iter_mut().enumerate() {
-        for (x, value) in row.iter_mut().enumerate() {
-            *value = b[x][y];
-        }
-    }
-    out
+fn descale(value: i32, bits: i32) -> i32 {
+    (value + (1 << (bits - 1))) >> bits
 }
 
 /// The odd part of both directions, of the four values of a rotation each.
 #[inline(always)]
-fn odd(t: [Line; 4]) -> [Line; 4] {
-    let [z1, z2] = [add(t[0], t[3]), add(t[1], t[2])];
-    let [z3, z4] = [add(t[0], t[2]), add(t[1], t[3])];
-    let z5 = times(add(z3, z4), F_1_175);
-    let [z1, z2] = [times(z1, -F_0_899), times(z2, -F_2_562)];
-    let z3 = add(times(z3, -F_1_961), z5);
-    let z4 = add(times(z4, -F_0_390), z5);
+fn odd(t: [i32; 4]) -> [i32; 4] {
+    let [z1, z2] = [t[0] + t[3], t[1] + t[2]];
+    let [z3, z4] = [t[0] + t[2], t[1] + t[3]];
+    let z5 = (z3 + z4) * F_1_175;
+    let [z1, z2] = [z1 * -F_0_899, z2 * -F_2_562];
+    let z3 = z3 * -F_1_961 + z5;
+    let z4 = z4 * -F_0_390 + z5;
     [
-        add(times(t[0], F_0_298), add(z1, z3)),
-        add(times(t[1], F_2_053), add(z2, z4)),
-        add(times(t[2], F_3_072), add(z2, z3)),
-        add(times(t[3], F_1_501), add(z1, z4)),
+        t[0] * F_0_298 + z1 + z3,
+        t[1] * F_2_053 + z2 + z4,
+        t[2] * F_3_072 + z2 + z3,
+        t[3] * F_1_501 + z1 + z4,
     ]
 }
 
-/// One pass of the forward transform along the columns.
+/// The forward transform of a line.
 #[inline(always)]
-fn forward(d: &Block, first: bool) -> Block {
-    let t: [Line; 4] = [0, 1, 2, 3].map(|i| add(d[i], d[7 - i]));
-    let u: [Line; 4] = [4, 5, 6, 7].map(|i| sub(d[7 - i], d[i]));
-    let [t10, t13] = [add(t[0], t[3]), sub(t[0], t[3])];
-    let [t11, t12] = [add(t[1], t[2]), sub(t[1], t[2])];
+fn forward(d: Line, first: bool) -> Line {
+    let t: [i32; 4] = [d[0] + d[7], d[1] + d[6], d[2] + d[5], d[3] + d[4]];
+    let u: [i32; 4] = [d[3] - d[4], d[2] - d[5], d[1] - d[6], d[0] - d[7]];
+    let [t10, t13] = [t[0] + t[3], t[0] - t[3]];
+    let [t11, t12] = [t[1] + t[2], t[1] - t[2]];
     let bits = if first {
         CONST_BITS - PASS_BITS
     } else {
         CONST_BITS + PASS_BITS
     };
-    let whole = |v: Line| match first {
-        true => times(v, 1 << PASS_BITS),
+    let whole = |v: i32| match first {
+        true => v * (1 << PASS_BITS),
         false => descale(v, PASS_BITS),
     };
-    let z1 = times(add(t12, t13), F_0_541);
-    // u holds the differences 3-4, 2-5, 1-6 and 0-7
+    let z1 = (t12 + t13) * F_0_541;
     let o = odd(u);
     [
-        whole(add(t10, t11)),
+        whole(t10 + t11),
         descale(o[3], bits),
-        descale(add(z1, times(t13, F_0_765)), bits),
+        descale(z1 + t13 * F_0_765, bits),
         descale(o[2], bits),
-        whole(sub(t10, t11)),
+        whole(t10 - t11),
         descale(o[1], bits),
-        descale(add(z1, times(t12, -F_1_847)), bits),
+        descale(z1 + t12 * -F_1_847, bits),
         descale(o[0], bits),
     ]
 }
 
-/// One pass of the inverse transform along the columns.
+/// The inverse transform of a line.
 #[inline(always)]
-fn inverse(c: &Block, bits: i32) -> Block {
-    let z1 = times(add(c[2], c[6]), F_0_541);
-    let t2 = add(z1, times(c[6], -F_1_847));
-    let t3 = add(z1, times(c[2], F_0_765));
-    let t0 = times(add(c[0], c[4]), 1 << CONST_BITS);
-    let t1 = times(sub(c[0], c[4]), 1 << CONST_BITS);
-    let even = [add(t0, t3), add(t1, t2), sub(t1, t2), sub(t0, t3)];
+fn inverse(c: Line, bits: i32) -> Line {
+    let z1 = (c[2] + c[6]) * F_0_541;
+    let t2 = z1 + c[6] * -F_1_847;
+    let t3 = z1 + c[2] * F_0_765;
+    let t0 = (c[0] + c[4]) * (1 << CONST_BITS);
+    let t1 = (c[0] - c[4]) * (1 << CONST_BITS);
+    let even = [t0 + t3, t1 + t2, t1 - t2, t0 - t3];
     let o = odd([c[7], c[5], c[3], c[1]]);
-    let o = [o[3], o[2], o[1], o[0]];
-    let mut out = [[0; SIDE]; SIDE];
+    let mut out = [0; SIDE];
     for i in 0..4 {
-        out[i] = descale(add(even[i], o[i]), bits);
-        out[7 - i] = descale(sub(even[i], o[i]), bits);
+        out[i] = descale(even[i] + o[3 - i], bits);
+        out[7 - i] = descale(even[i] - o[3 - i], bits);
     }
     out
+}
+
+/// Transforms the rows (`STEP` 1) or the columns (`STEP` 8) of all blocks.
+#[inline(always)]
+fn pass<const STEP: usize>(group: &mut Group, transform: impl Fn(Line) -> Line) {
+    for line in 0..SIDE {
+        let first = line * (SIDE / STEP);
+        let mut lines = [[0; BLOCKS]; SIDE];
+        for (k, values) in lines.iter_mut().enumerate() {
+            *values = group[first + k * STEP];
+        }
+        let mut out = [[0; BLOCKS]; SIDE];
+        for block in 0..BLOCKS {
+            let mut values = [0; SIDE];
+            for k in 0..SIDE {
+                values[k] = lines[k][block];
+            }
+            let values = transform(values);
+            for k in 0..SIDE {
+                out[k][block] = values[k];
+            }
+        }
+        for (k, values) in out.iter().enumerate() {
+            group[first + k * STEP] = *values;
+        }
+    }
 }
 
 dispatch! {
     /// Transforms, quantises and transforms back all blocks of a component.
     fn code_blocks(plane: &mut [u8], stride: usize, rows: usize, table: &[i32; 64], reciprocals: &[f32; 64]) {
-        for top in (0..rows).step_by(SIDE) {
-            for left in (0..stride).step_by(SIDE) {
-                let mut block = [[0; SIDE]; SIDE];
-                for (y, line) in block.iter_mut().enumerate() {
-                    let row: &[u8; SIDE] = plane[(top + y) * stride + left..][..SIDE].try_into().expect("of this length");
-                    *line = each(|x| i32::from(row[x]) - 128);
-                }
-                // libjpeg transforms the rows first
-                let between = forward(&transpose(&block), true);
-                let mut coefficients = forward(&transpose(&between), false);
-                for (y, line) in coefficients.iter_mut().enumerate() {
-                    for (x, value) in line.iter_mut().enumerate() {
-                        let step = table[y * SIDE + x];
-                        // exact: the dividend has 16 bits, and half of 1/512 is far above the error
-                        let size = (value.abs() + 4 * step) as f32 + 0.5;
-                        let level = (size * reciprocals[y * SIDE + x]) as i32;
-                        *value = if *value < 0 { -level * step } else { level * step };
+        let across = stride / SIDE;
+        let count = across * (rows / SIDE);
+        for start in (0..count).step_by(BLOCKS) {
+            let blocks = BLOCKS.min(count - start);
+            let corner = |i: usize| (start + i) / across * SIDE * stride + (start + i) % across * SIDE;
+            let mut group: Group = [[0; BLOCKS]; SIDE * SIDE];
+            for i in 0..blocks {
+                for (y, lines) in group.chunks_exact_mut(SIDE).enumerate() {
+                    let row: &[u8; SIDE] = plane[corner(i) + y * stride..][..SIDE].try_into().expect("of this length");
+                    for (line, value) in lines.iter_mut().zip(row) {
+                        line[i] = i32::from(*value) - 128;
                     }
                 }
-                let between = inverse(&coefficients, CONST_BITS - PASS_BITS);
-                let pixels = transpose(&inverse(&transpose(&between), CONST_BITS + PASS_BITS + 3));
-                for (y, line) in pixels.iter().enumerate() {
-                    let row: &mut [u8; SIDE] = (&mut plane[(top + y) * stride + left..][..SIDE]).try_into().expect("of this length");
-                    for (out, value) in row.iter_mut().zip(line) {
-                        *out = (*value + 128).clamp(0, 255) as u8;
+            }
+            // libjpeg transforms the rows first, and on the way back the columns
+            pass::<1>(&mut group, |line| forward(line, true));
+            pass::<SIDE>(&mut group, |line| forward(line, false));
+            for ((values, &step), &reciprocal) in group.iter_mut().zip(table).zip(reciprocals) {
+                for value in values {
+                    // exact: the dividend has 16 bits, and half of 1/512 is far above the error
+                    let size = (value.abs() + 4 * step) as f32 + 0.5;
+                    // SAFETY: finite, positive and far below 2^31: the quotient of 16 bits
+                    let level = unsafe { (size * reciprocal).to_int_unchecked::<i32>() };
+                    *value = if *value < 0 { -level * step } else { level * step };
+                }
+            }
+            pass::<SIDE>(&mut group, |line| inverse(line, CONST_BITS - PASS_BITS));
+            pass::<1>(&mut group, |line| inverse(line, CONST_BITS + PASS_BITS + 3));
+            for i in 0..blocks {
+                for (y, lines) in group.chunks_exact(SIDE).enumerate() {
+                    let row: &mut [u8; SIDE] = (&mut plane[corner(i) + y * stride..][..SIDE]).try_into().expect("of this length");
+                    for (out, line) in row.iter_mut().zip(lines) {
+                        *out = (line[i] + 128).clamp(0, 255) as u8;
                     }
                 }
             }
