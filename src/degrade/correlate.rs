@@ -1,6 +1,6 @@
 //! Correlation of a plane with a kernel: the inner loop of all blurs. Depends on `lanes`. The sum of
-//! an output runs over the taps in rows, without fused multiply-adds, so its bits are the same on
-//! every machine and for every place of the output.
+//! an output runs over the taps in rows, each product fused with it, so its bits are the same on every
+//! machine and for every place of the output.
 
 use super::lanes::{Lanes, Plain};
 #[cfg(target_arch = "x86_64")]
@@ -81,9 +81,9 @@ pub(super) fn correlate(source: Source, target: Target, taps: Taps) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{__m256, __m512};
-        #[target_feature(enable = "avx2")]
+        #[target_feature(enable = "avx2,fma")]
         fn avx2(source: Source, target: Target, taps: Taps) {
-            // SAFETY: the processor has AVX2
+            // SAFETY: the processor has AVX2 and FMA
             unsafe { all::<__m256>(source, target, taps) }
         }
         #[target_feature(enable = "avx512f")]
@@ -270,7 +270,7 @@ mod tests {
                         let at = |tap: usize| (y + tap / columns) * pitch + x + tap % columns;
                         *out = 0.0;
                         for (tap, weight) in weights.iter().enumerate() {
-                            *out += weight * values[at(tap)];
+                            *out = libm::fmaf(*weight, values[at(tap)], *out);
                         }
                     }
                 }

@@ -1,6 +1,7 @@
 //! One source for several instruction sets: [`dispatch`] compiles a plain loop for each, which the
-//! compiler vectorises, and a loop over [`Lanes`] names the registers itself. Nothing is fused or
-//! reordered, so every set gives the same bits. Depends on `support::isa`.
+//! compiler vectorises, and a loop over [`Lanes`] names the registers itself. Loops of [`dispatch`]
+//! fuse nothing, those over [`Lanes`] fuse every product with its sum, and nothing is reordered, so
+//! every set gives the same bits. Depends on `support::isa`.
 
 /// Defines a function whose body is compiled for AVX-512, AVX2 and the base instruction set, and
 /// which calls the one that [`Isa::detect`](crate::support::isa::Isa::detect) chose.
@@ -74,7 +75,7 @@ pub(super) trait Lanes: Copy {
     /// # Safety
     /// As [`Lanes`].
     unsafe fn splat(x: f32) -> Self;
-    /// `sum + a * b`, each rounded.
+    /// `sum + a * b`, rounded once.
     ///
     /// # Safety
     /// As [`Lanes`].
@@ -103,14 +104,44 @@ impl Lanes for Plain {
     }
     #[inline(always)]
     unsafe fn add_product(sum: Self, a: Self, b: Self) -> Self {
-        Plain(std::array::from_fn(|i| sum.0[i] + a.0[i] * b.0[i]))
+        Plain(std::array::from_fn(|i| fused(sum.0[i], a.0[i], b.0[i])))
     }
+}
+
+/// `sum + a * b`, rounded once, by the processor.
+#[cfg(any(target_arch = "aarch64", target_feature = "fma"))]
+#[inline(always)]
+fn fused(sum: f32, a: f32, b: f32) -> f32 {
+    a.mul_add(b, sum)
+}
+
+/// `sum + a * b`, rounded once, for finite values. Without an instruction for it the standard
+/// library calls one function of the system for each value, which is not exact everywhere.
+#[cfg(not(any(target_arch = "aarch64", target_feature = "fma")))]
+#[inline(always)]
+fn fused(sum: f32, a: f32, b: f32) -> f32 {
+    // the product is exact in f64; the sum is, with its error
+    let (product, sum) = (f64::from(a) * f64::from(b), f64::from(sum));
+    let total = product + sum;
+    let part = total - product;
+    let error = (product - (total - part)) + (sum - part);
+    // An inexact total is rounded to an odd last bit (Boldo and Melquiond, 2008), which keeps the
+    // second rounding, to f32, from falling on the wrong side of a tie.
+    let bits = total.to_bits();
+    let odd = if error == 0.0 || bits & 1 == 1 {
+        bits
+    } else if (error > 0.0) == (total > 0.0) {
+        bits + 1
+    } else {
+        bits - 1
+    };
+    f64::from_bits(odd) as f32
 }
 
 /// Implements [`Lanes`] by the instructions of x86.
 #[cfg(target_arch = "x86_64")]
 macro_rules! x86_lanes {
-    ($kind:ident, $count:literal, $load:ident, $store:ident, $splat:ident, $add:ident, $mul:ident) => {
+    ($kind:ident, $count:literal, $load:ident, $store:ident, $splat:ident, $fused:ident) => {
         impl Lanes for std::arch::x86_64::$kind {
             const COUNT: usize = $count;
             #[inline(always)]
@@ -130,9 +161,8 @@ macro_rules! x86_lanes {
             }
             #[inline(always)]
             unsafe fn add_product(sum: Self, a: Self, b: Self) -> Self {
-                use std::arch::x86_64::{$add, $mul};
                 // SAFETY: the contract of this function
-                unsafe { $add(sum, $mul(a, b)) }
+                unsafe { std::arch::x86_64::$fused(a, b, sum) }
             }
         }
     };
@@ -145,8 +175,7 @@ x86_lanes!(
     _mm512_loadu_ps,
     _mm512_storeu_ps,
     _mm512_set1_ps,
-    _mm512_add_ps,
-    _mm512_mul_ps
+    _mm512_fmadd_ps
 );
 #[cfg(target_arch = "x86_64")]
 x86_lanes!(
@@ -155,6 +184,45 @@ x86_lanes!(
     _mm256_loadu_ps,
     _mm256_storeu_ps,
     _mm256_set1_ps,
-    _mm256_add_ps,
-    _mm256_mul_ps
+    _mm256_fmadd_ps
 );
+
+#[cfg(test)]
+mod tests {
+    use super::fused;
+
+    /// Sums that cancel, ties, and values of very different sizes, against the library's function.
+    #[test]
+    fn products_are_added_with_one_rounding() {
+        let mut state = 1u64;
+        let mut next = || {
+            state = state
+                .wrapping_mul(6364136223846793005)
+                .wrapping_add(1442695040888963407);
+            (state >> 32) as u32
+        };
+        let (mut ties, mut value) = (0, |exponents: u32| {
+            let exponent = 127 - exponents / 2 + next() % exponents;
+            let mantissa = next() & [0x7f_ffff, 0x7f_f000, 0x70_0000][next() as usize % 3];
+            f32::from_bits((next() << 31) | (exponent << 23) | mantissa)
+        });
+        for i in 0..300_000 {
+            let exponents = [2, 8, 60][i % 3];
+            let (a, b) = (value(exponents), value(exponents));
+            let sum = match i % 4 {
+                0 => -(a * b),
+                1 => a * b * 3.0,
+                _ => value(exponents),
+            };
+            let expected = libm::fmaf(a, b, sum);
+            assert_eq!(
+                fused(sum, a, b).to_bits(),
+                expected.to_bits(),
+                "{sum} + {a} * {b}"
+            );
+            ties += u32::from(expected != (f64::from(a) * f64::from(b) + f64::from(sum)) as f32);
+        }
+        // where two roundings would have given another value
+        assert!(ties > 0);
+    }
+}

@@ -3,8 +3,8 @@
 //!
 //! A [`Recipe`] is a preset or a YAML file. A [`Degrader`] applies it: the bytes of an LQ patch are a
 //! pure function of the HR pixels, the recipe and [`Draws`] (seed, image, patch, variant), the same
-//! for any number of threads and every instruction set: sums are never fused or reordered, and
-//! logarithms do not come from the system. (WebP is as repeatable as libwebp is.) Its memory is known
+//! for any number of threads and every instruction set: sums are never reordered, products are fused
+//! with them everywhere or nowhere, and logarithms do not come from the system. (WebP is as repeatable as libwebp is.) Its memory is known
 //! beforehand. Depends on `config::yaml` and `support`.
 //!
 //! ```

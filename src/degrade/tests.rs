@@ -194,10 +194,10 @@ fn the_bytes_of_recipes_do_not_change() {
     });
     let expected = [
         "de6b54ef50d08b42",
-        "8eb78c3c53d73125",
+        "3d026a016ece5c37",
         "033ca8e03f93ca45",
-        "a6e6d26a1b598941",
-        "fef2cb2a64734e6b",
+        "649194dec745c8c4",
+        "6001ebbf36273ff4",
     ];
     assert_eq!(digests.collect::<Vec<_>>(), expected);
 }
