@@ -64,6 +64,8 @@ pub struct Args {
     json: bool,
 }
 
+/// Most copies of a step's launches that are timed together, to tell the kernels apart.
+const MOST_REPEATS: usize = 50;
 /// Rounds of which the median is taken.
 const ROUNDS: usize = 5;
 const SCALARS: Scalars = Scalars {
@@ -428,7 +430,7 @@ fn on_cuda(
     let times = if args.step_only {
         Vec::new()
     } else {
-        backend.profile(&SCALARS, args.steps)?
+        backend.profile(&SCALARS, args.steps.min(MOST_REPEATS))?
     };
     let kernels = times.into_iter().map(|time| {
         let first = std::mem::replace(&mut last, time.operation) != time.operation;

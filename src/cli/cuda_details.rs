@@ -13,6 +13,11 @@ const MOST_WARNINGS: usize = 8;
 #[derive(Serialize)]
 pub struct LoadedKernels {
     pub precision: Precision,
+    /// Compute capability x 10 of the card.
+    pub capability: i32,
+    pub multiprocessors: u32,
+    /// Largest clock of the multiprocessors, Hz.
+    pub clock: Option<f64>,
     /// Seconds that loading took; the driver compiles them unless its cache has them.
     pub load_seconds: Option<f64>,
     /// Percent of a multiprocessor's cache that the kernels have as shared memory.
@@ -30,6 +35,9 @@ impl LoadedKernels {
     ) -> LoadedKernels {
         LoadedKernels {
             precision,
+            capability: device.capability,
+            multiprocessors: device.multiprocessors(),
+            clock: device.clock(),
             load_seconds: device.load_seconds(precision),
             shared_memory_percent,
             kernels,

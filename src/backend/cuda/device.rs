@@ -184,6 +184,17 @@ impl Device {
         u64::try_from(value).unwrap_or(0)
     }
 
+    /// Multiprocessors.
+    pub fn multiprocessors(&self) -> u32 {
+        self.processors
+    }
+
+    /// The largest clock of the multiprocessors, Hz; `None` if the driver does not state it.
+    pub fn clock(&self) -> Option<f64> {
+        let khz = self.attribute(sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_CLOCK_RATE);
+        (khz > 0).then_some(1e3 * khz as f64)
+    }
+
     /// What a multiprocessor has for the blocks that it holds.
     pub(super) fn multiprocessor(&self) -> Multiprocessor {
         use sys::CUdevice_attribute_enum as A;

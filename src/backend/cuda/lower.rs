@@ -99,7 +99,8 @@ mod tests {
         let sizing = CudaSizing {
             precision: Precision::F32,
         };
-        lower(&inference_plan(&Network::new("nano", 8)?, &spec, &sizing)?)
+        let plan = inference_plan(&Network::new("nano", 8)?, &spec, &sizing)?;
+        lower(&plan)
     }
 
     #[test]
