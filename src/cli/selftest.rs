@@ -14,7 +14,8 @@ use std::collections::BTreeMap;
 
 /// Compare a GPU with the CPU, operation by operation and over a short training.
 ///
-/// Takes a few seconds. Exit code 1 when anything differs by more than rounding explains.
+/// Takes a few seconds. Exit code 1 when anything differs by more than rounding explains. Kernels for
+/// which the driver's compiler needs more registers or memory than the tested one are named.
 #[derive(clap::Args)]
 pub struct Args {
     /// The device to test: cuda or cuda:N

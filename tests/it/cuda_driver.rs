@@ -631,7 +631,7 @@ fn kernels_that_are_worse_than_the_table_are_named() {
         "--json",
     ];
     let run = |more: &[(&str, &str)]| {
-        let memory = ("FAKE_CUDA_MEMORY", "200000000");
+        let memory = ("FAKE_CUDA_MEMORY", "220000000");
         let card = [&[memory, ("FAKE_CUDA_LIMITS", "1")], more].concat();
         let output = with_driver(&bench, &card)?;
         assert!(output.status.success(), "{}", said(&output));
@@ -665,4 +665,80 @@ fn kernels_that_are_worse_than_the_table_are_named() {
     ] {
         assert!(warnings.contains(words), "{words}: {warnings}");
     }
+}
+
+/// `scripts/gpu-check` on the stand-in: its first visit runs to the end and writes what it decides; a
+/// part whose time is over, or that fails, leaves the others running.
+#[test]
+fn gpu_check_runs_without_a_gpu() {
+    let Some(folder) = driver() else { return };
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/gpu-check");
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let run = |args: &[&str], card: &[(&str, &str)]| {
+        let output = std::process::Command::new("python3")
+            .arg(&script)
+            .args(["--tiny", "--out", text(&out), "--paragon"])
+            .arg(paragon::<&str>(&[]).get_program())
+            .args(args)
+            .env("LD_LIBRARY_PATH", &folder)
+            .env("FAKE_CUDA_MEMORY", "200000000")
+            .envs(card.iter().copied())
+            .output();
+        match output {
+            Ok(output) => Some(output),
+            Err(error) => {
+                println!("SKIP gpu-check: no python3 ({error})");
+                None
+            }
+        }
+    };
+    let Some(output) = run(&["--first-visit"], &[]) else {
+        return;
+    };
+    assert!(output.status.success(), "{}", said(&output));
+    let decisions = std::fs::read_to_string(out.join("decisions.md")).unwrap();
+    for what in [
+        "| kernels of f32 as compiled by this driver | 0 of",
+        "| selftest | 0 of",
+        "| carve-out 100 % |",
+        "| priorities |",
+        "| no graphs |",
+        "as many blocks that sum as run at once (16)",
+        "| bits with and without graphs and concurrent kernels |",
+        "Failed: nothing.",
+    ] {
+        assert!(decisions.contains(what), "{what}: {decisions}");
+    }
+    let report = std::fs::read_to_string(out.join("gpu-check.json")).unwrap();
+    let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+    assert_eq!(report["steps"].as_array().unwrap().len(), 6, "{report}");
+    assert_eq!(report["switches"].as_array().unwrap().len(), 6, "{report}");
+    // one part has no time, one fails, and the last still runs
+    let args = ["--only", "card,steps,bits", "--limit", "card=0"];
+    let output = run(&args, &[("PARAGON_CUDA_SUM_BLOCKS", "wrong")]).unwrap();
+    let text = said(&output);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    for what in [
+        "card: its 0 s are over",
+        "PARAGON_CUDA_SUM_BLOCKS is \"wrong\"",
+        "-- bits: ",
+        "failed: card (took more than 0 s), step",
+    ] {
+        assert!(text.contains(what), "{what}: {text}");
+    }
+    // nothing is timed where the selftest cannot run
+    let args = ["--only", "selftest,steps"];
+    let fail = [("FAKE_CUDA_FAIL", "cuModuleLoadData:1:222")];
+    let text = said(&run(&args, &fail).unwrap());
+    assert!(
+        text.contains("nothing is timed") && !text.contains("-- steps"),
+        "{text}"
+    );
+    let output = run(&["--dry-run"], &[]).unwrap();
+    let text = said(&output);
+    assert!(
+        output.status.success() && text.contains("would run (at most"),
+        "{text}"
+    );
 }

@@ -5,7 +5,7 @@
 use super::CudaSizing;
 use super::batch::BatchPlace;
 use super::device::{Device, Memory};
-use super::driver::Call;
+use super::driver::{Call, settle};
 use super::launch::{Launch, Program};
 use super::lower::{lower, lower_range};
 use super::module::Module;
@@ -342,7 +342,7 @@ impl Drop for CudaBackend {
     fn drop(&mut self) {
         // the side stream, too: a launch that fails leaves the concurrent ones before it running
         for stream in [&self.device.copies, &self.device.side, &self.device.compute] {
-            let _ = stream.synchronize();
+            settle(stream);
         }
     }
 }

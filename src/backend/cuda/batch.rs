@@ -3,7 +3,7 @@
 //! Depends on the device and on launches.
 
 use super::device::Device;
-use super::driver::{Call, bind_to_release};
+use super::driver::{Call, bind_to_release, settle};
 use super::launch::Launch;
 use crate::backend::BatchView;
 use crate::plan::{BatchLayout, BufferId, PlanData};
@@ -40,8 +40,10 @@ impl Fence for CopyFence {
 
     fn wait(&self) {
         bind_to_release(self.0.context());
-        // an error of the device is reported by the next call that returns a result
-        let _ = self.0.synchronize();
+        // an error of the device is reported by the next call that returns a result. cudarc's own
+        // wait returns at once when it has an error to report
+        // SAFETY: the event lives as long as the fence
+        let _ = unsafe { result::event::synchronize(self.0.cu_event()) };
     }
 }
 
@@ -112,7 +114,7 @@ impl BatchPlace {
         let begun = self.begin_copy(device, layout, batch);
         if begun.is_err() {
             // copies that were started before the error still read the batch
-            let _ = device.copies.synchronize();
+            settle(&device.copies);
         }
         Ok(Box::new(CopyFence(begun?)))
     }

@@ -3,7 +3,7 @@
 
 use crate::backend::Error;
 use anyhow::{Result, ensure};
-use cudarc::driver::{CudaContext, DriverError, sys};
+use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
 
 /// The oldest generation of cards with kernels, compute capability x 10.
 pub(super) const LEAST_CAPABILITY: i32 = 75;
@@ -88,6 +88,14 @@ pub(super) fn bind_to_release(context: &CudaContext) {
         let _ = context.bind_to_thread();
         context.record_err::<()>(Err(error));
     }
+}
+
+/// Waits for all work on a stream, in order to release what it uses. Errors are left to the next call
+/// that returns a result; cudarc's own wait would return at once when it has an error to report.
+pub(super) fn settle(stream: &CudaStream) {
+    bind_to_release(stream.context());
+    // SAFETY: the stream lives as long as the reference
+    let _ = unsafe { result::stream::synchronize(stream.cu_stream()) };
 }
 
 /// Number of CUDA devices.
