@@ -506,7 +506,7 @@ fn a_lost_device_is_named_and_the_run_goes_on_from_its_checkpoint() {
         ),
         // a copy that fails while the one before it still reads the batch
         (
-            &[("FAKE_CUDA_FAIL", "cuMemcpyHtoDAsync:20:1")],
+            &[("FAKE_CUDA_FAIL", "cuMemcpyHtoDAsync:12:1")],
             &["copy a batch", "invalid argument"],
         ),
     ] {
