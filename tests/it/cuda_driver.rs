@@ -435,11 +435,17 @@ fn short_training(
     with_driver(&args, variables)
 }
 
+/// Variables of the stand-in, and words that the answer must contain.
+type LoadCase = (
+    &'static [(&'static str, &'static str)],
+    &'static [&'static str],
+);
+
 #[test]
 fn kernels_that_the_driver_does_not_load_are_refused_with_what_to_try() {
     let dir = tempfile::tempdir().unwrap();
     let set = set(dir.path());
-    let cases: [(&[(&str, &str)], &[&str]); 5] = [
+    let cases: [LoadCase; 5] = [
         (
             &[("FAKE_CUDA_FAIL", "cuModuleLoadData:1:222")],
             &["error 222", "530"],
@@ -682,7 +688,7 @@ fn gpu_check_runs_without_a_gpu() {
             .arg(paragon::<&str>(&[]).get_program())
             .args(args)
             .env("LD_LIBRARY_PATH", &folder)
-            .env("FAKE_CUDA_MEMORY", "200000000")
+            .env("FAKE_CUDA_MEMORY", "450000000")
             .envs(card.iter().copied())
             .output();
         match output {

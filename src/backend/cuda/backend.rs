@@ -131,10 +131,10 @@ impl CudaBackend {
         let mut used = 0;
         let mut blocks = Vec::new();
         for (kernel, threads, shared) in self.shapes() {
-            let fit = self
-                .module
-                .function(kernel)?
-                .blocks_at_once(threads, shared)?;
+            let function = self.module.function(kernel)?;
+            // an earlier plan may have lowered it
+            function.set_carveout(100);
+            let fit = function.blocks_at_once(threads, shared)?;
             used = used.max(u64::from(fit) * (u64::from(shared) + reserved));
             blocks.push((kernel, threads, shared, fit));
         }

@@ -214,9 +214,6 @@ impl Module {
             .call("find a kernel")
             .context(name)?;
         let function = Function(function);
-        // how many blocks fit is asked with all of the cache as shared memory; a backend lowers it
-        // to what its kernels use
-        function.set_carveout(sys::CUshared_carveout_enum::CU_SHAREDMEM_CARVEOUT_MAX_SHARED as i32);
         // more than 48 KiB must be asked for; every card from sm_75 on has 64
         let most = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
         // SAFETY: the function was found above, in a loaded module
