@@ -139,6 +139,7 @@ struct Report {
 /// Measures and prints.
 pub fn run(args: &Args) -> Result<()> {
     let report = measure(args)?;
+    report.loaded.iter().for_each(LoadedKernels::warn);
     if args.json {
         return print_json(&report);
     }
@@ -209,7 +210,6 @@ fn print_gpu(report: &Report) -> Result<()> {
     }
     if let Some(loaded) = &report.loaded {
         print(format_args!("  {}", loaded.text()))?;
-        loaded.warn();
     }
     if let Some(seconds) = report.unexplained_seconds {
         print(format_args!(
