@@ -25,6 +25,15 @@
 // backward pass.
 #define GROUP_FRAGMENTS (2 * ENTRIES * FRAGMENT)
 
+// The operands are multiplied by it, and results are divided by it: with a small gain the weights
+// are subnormal in fp16 (below 6e-5), which would round them coarsely. A power of two does not
+// change the rounding of other weights.
+#if PRECISION == 2
+#define FOLDED_SCALE 256.0f
+#else
+#define FOLDED_SCALE 1.0f
+#endif
+
 DEVICE int slot_groups(int scale) { return (scale * scale + 3) / 4; }
 
 // The HR pixel of an LQ pixel's square that a slot belongs to, and its channel.
@@ -96,8 +105,8 @@ DEVICE int entry_at(int e) { return e < 25 ? e * ENTRY : INTERIOR_SUMS + (e - 25
 DEVICE int bias_at(int edge, int kind) { return edge < 0 ? 25 * ENTRY : INTERIOR_SUMS + edge * EDGE_SUMS + 7 * ENTRY + kind * 16; }
 
 // Folds the convolutions: writes the f32 entries without the gain and, in half precision, the
-// operands times the gain, once for the forward pass and once with taps mirrored and channels
-// exchanged for the backward pass. Grid: (54, groups), one block for each entry; the last one makes
+// operands times the gain and FOLDED_SCALE, once for the forward pass and once with taps mirrored and
+// channels exchanged for the backward pass. Grid: (54, groups), one block for each entry; the last one makes
 // all biases.
 KERNEL(fold_conv) {
     const int scale = arg.scale;
@@ -143,7 +152,7 @@ KERNEL(fold_conv) {
     own[entry_at(e) + threadIdx.x] = sum;
 #if PRECISION != 0
     u16* fragments = (u16*)(arg.folded + gridDim.y * GROUP_SUMS) + group * GROUP_FRAGMENTS * 8;
-    u16 half = to_half(*arg.parameters.gain * sum);
+    u16 half = to_half(FOLDED_SCALE * *arg.parameters.gain * sum);
     // taps of the backward pass are mirrored
     int turned = e < 25 ? 24 - e : (e - 25) % 7 < 5 ? e - (e - 25) % 7 + 4 - (e - 25) % 7 : e;
     UNROLL

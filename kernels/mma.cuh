@@ -1,6 +1,7 @@
 // Tensor core instructions as functions: one instruction each on a device, and on the host a plain
 // loop over the lanes of a warp. PTX ISA, "Matrix fragments for mma.m16n8k16", defines the
-// fragments. All 32 lanes of a warp must call them together.
+// fragments. All 32 lanes of a warp must call them together, so the instructions are volatile: the
+// compiler must not move one into a branch that only some lanes take.
 #pragma once
 #include "common.cuh"
 
@@ -21,15 +22,15 @@
 #define MMA_HALVES ".f32.f16.f16.f32"
 #endif
 DEVICE void mma_16x8x8(float (&d)[4], u32 a0, u32 a1, u32 b, const float (&c)[4]) {
-    asm("mma.sync.aligned.m16n8k8.row.col" MMA_HALVES " {%0,%1,%2,%3}, {%4,%5}, {%6}, {%7,%8,%9,%10};"
-        : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
-        : "r"(a0), "r"(a1), "r"(b), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
+    asm volatile("mma.sync.aligned.m16n8k8.row.col" MMA_HALVES " {%0,%1,%2,%3}, {%4,%5}, {%6}, {%7,%8,%9,%10};"
+                 : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+                 : "r"(a0), "r"(a1), "r"(b), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
 }
 DEVICE void mma_16x8x16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2], const float (&c)[4]) {
 #if PRECISION == 1 || __CUDA_ARCH__ >= 800
-    asm("mma.sync.aligned.m16n8k16.row.col" MMA_HALVES " {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};"
-        : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
+    asm volatile("mma.sync.aligned.m16n8k16.row.col" MMA_HALVES " {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};"
+                 : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
 #else
     mma_16x8x8(d, a[0], a[1], b[0], c);
     mma_16x8x8(d, a[2], a[3], b[1], d);
@@ -74,7 +75,8 @@ DEVICE void load_matrices(u32 (&r)[4], const void* row) {
                  : "r"(at)
                  : "memory");
 }
-// The same for two matrices; lanes 0 .. 15 give addresses.
+// The same for two matrices. Only the rows of lanes 0 .. 15 are read, but sm_75 wants a valid address
+// from every lane: lane i gives that of lane i % 16.
 DEVICE void load_two_matrices(u32 (&r)[2], const void* row) {
     u32 at = (u32)__cvta_generic_to_shared(row);
     asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%1}, [%2];" : "=r"(r[0]), "=r"(r[1]) : "r"(at) : "memory");
@@ -96,6 +98,7 @@ DEVICE void load_matrices(u32 (&r)[4], const void* row) {
 }
 DEVICE void load_two_matrices(u32 (&r)[2], const void* row) {
     const void* const* rows = warp_exchange_rows(row);
+    for (int i = 16; i < 32; i++) require(rows[i] == rows[i - 16], "a lane gives ldmatrix.x2 another address than lane i % 16");
     for (int m = 0; m < 2; m++) {
         const u16* from = (const u16*)rows[m * 8 + lane_index() / 4] + 2 * (lane_index() % 4);
         r[m] = (u32)from[0] | (u32)from[1] << 16;

@@ -163,14 +163,16 @@ DEVICE void mma_depthwise(float (&sum)[4], const Wide* from, const Taps& taps) {
 // The same for four rows of results, which need six rows, two of which both halves use; the bias
 // only if BIASED.
 template <bool BIASED>
-DEVICE void mma_depthwise(float (&upper)[4], float (&lower)[4], const Wide* from, int side, const Taps& taps) {
+DEVICE void mma_depthwise(float (&upper)[4], float (&lower)[4], const Wide* from, int side, const Taps& taps, int lane) {
     u32 m[4], below[2], before[4] = {0, 0, 0, 0};
+    // rows 4 and 5; the upper half of the warp gives the addresses of the lower half
+    const Wide* last_rows = from + (lane < 16 ? 4 : 2) * side;
     UNROLL
     for (int i = 0; i < 4; i++) upper[i] = lower[i] = 0;
     UNROLL
     for (int kx = 0; kx < 3; kx++) {
         load_matrices(m, from + kx);
-        load_two_matrices(below, from + 4 * side + kx);
+        load_two_matrices(below, last_rows + kx);
         mma_16x8x16(upper, m, taps.outer[kx]);
         mma_16x8x16(lower, {m[2], m[3], below[0], below[1]}, taps.outer[kx]);
         if (kx == 1) {
@@ -303,7 +305,7 @@ KERNEL_CROWDED(nano_block, NANO_BLOCKS) {
                 if (k > 0) warp_barrier();
                 Taps taps = load_taps<false>(n, j, l);
                 float z[2][4];
-                mma_depthwise<true>(z[0], z[1], from + j * pitch, side, taps);
+                mma_depthwise<true>(z[0], z[1], from + j * pitch, side, taps, lane);
                 UNROLL
                 for (int i = 0; i < 4; i++)
                     active[i / 2][2 * k + i % 2] = pack_half(gelu_half(z[i / 2][i % 2 * 2]), gelu_half(z[i / 2][i % 2 * 2 + 1]));
@@ -528,7 +530,7 @@ DEVICE void nano_back_input(NanoSums& sums, const Wide* dz, const NanoWeights& n
         UNROLL
         for (int m = 0; m < 2; m++) {
             float d[2][4];
-            mma_depthwise<false>(d[0], d[1], from + (2 * s + m) * plane_pieces(dz_side), dz_side, load_taps<true>(n, 2 * s + m, l));
+            mma_depthwise<false>(d[0], d[1], from + (2 * s + m) * plane_pieces(dz_side), dz_side, load_taps<true>(n, 2 * s + m, l), lane);
             UNROLL
             for (int i = 0; i < 4; i++) words[1][i / 2][2 * m + i % 2] = pack_half(d[i / 2][i % 2 * 2], d[i / 2][i % 2 * 2 + 1]);
         }

@@ -179,7 +179,7 @@ DEVICE void reconstruct_tiles(const ReconstructArguments& arg) {
         Quad bias = {{0, 0, 0, 0}};
         float strength = 0;
         if (SCALE == 2) {
-            strength = *arg.gain;
+            strength = FOLDED_SCALE * *arg.gain;
             bias = ((const Quad*)(arg.folded + bias_at(-1, 0)))[threadIdx.x % 4];
         }
         FeatureInput<256> in;
@@ -203,7 +203,7 @@ DEVICE void reconstruct_tiles(const ReconstructArguments& arg) {
             }
             const float* f32 = arg.folded + group * GROUP_SUMS;
             if (SCALE != 2) {
-                strength = *arg.gain;
+                strength = FOLDED_SCALE * *arg.gain;
                 bias = ((const Quad*)(f32 + bias_at(-1, 0)))[threadIdx.x % 4];
             }
             UNROLL
@@ -244,7 +244,7 @@ DEVICE void reconstruct_tiles(const ReconstructArguments& arg) {
                 }
             }
             UNROLL
-            for (int i = 0; i < 12; i++) detail[i] = value[i / 3][i % 3];
+            for (int i = 0; i < 12; i++) detail[i] = value[i / 3][i % 3] * (1.0f / FOLDED_SCALE);
             f.group = group;
             lost += (double)(SCALE == 2 ? store_square_x2(f, detail, target_rgb, t, row, column) : store_square(f, detail, t, row, column));
         }
@@ -390,8 +390,10 @@ DEVICE void reconstruct_back_tiles(const ReconstructBackArguments& arg) {
             for (int i = 0; i < 4; i++) {
                 int y = t.y + l.warp * 2 + i / 2, x = t.x + l.group + i % 2 * 8;
                 if (y >= h || x >= w) continue;
-                const float(*sum)[4] = s.sum[i / 2];
-                Pair v = {{pack_half(sum[0][i % 2 * 2], sum[0][i % 2 * 2 + 1]), pack_half(sum[1][i % 2 * 2], sum[1][i % 2 * 2 + 1])}};
+                float d[4];
+                UNROLL
+                for (int k = 0; k < 4; k++) d[k] = s.sum[i / 2][k / 2][i % 2 * 2 + k % 2] * (1.0f / FOLDED_SCALE);
+                Pair v = {{pack_half(d[0], d[1]), pack_half(d[2], d[3])}};
                 store_pair(arg.d_features + (((long long)t.image * h + y) * w + x) * FEATURES, l.t, v);
             }
         }

@@ -7,7 +7,8 @@
     scripts/build_kernels.py --show    prints the PTX of a committed module, e.g. --show f32_75
 
 Writing and checking also compile every kernel to machine code for every generation of cards from sm_75 to sm_90 and tabulate its
-registers; spilled registers are an error.
+registers. Errors are: spilled registers, local memory that LOCAL_MEMORY does not list, and instructions of a whole warp (tensor cores,
+shuffles, barriers) that only some of its lanes may reach (scripts/ptx_branches.py).
 """
 import argparse
 import ctypes
@@ -20,6 +21,9 @@ import sys
 
 import zstandard
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+import ptx_branches  # noqa: E402
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 KERNELS = ROOT / "kernels"
 PTX = KERNELS / "ptx"
@@ -29,6 +33,8 @@ MODULES = [("f32", 75), ("fp16", 75), ("fp16", 80), ("bf16", 80)]
 CARDS = [75, 80, 86, 89, 90]
 # With more registers per thread than this, only one block of 256 threads fits on a multiprocessor.
 MANY_REGISTERS = 128
+# Kernels that have arrays indexed at run time, in local memory. Everything else has its values in registers.
+LOCAL_MEMORY = {"structural_score"}
 
 
 class Nvrtc:
@@ -88,16 +94,15 @@ class Nvrtc:
 
 
 def resources(log):
-    """{kernel: (registers, static shared bytes, spilled bytes)} from the assembler's log."""
-    found, name, spilled = {}, None, 0
+    """{kernel: (registers, bytes of local memory, spilled bytes)} from the assembler's log."""
+    found, name, local, spilled = {}, None, 0, 0
     for line in log.splitlines():
         if m := re.search(r"Compiling entry function '(\w+)'", line):
-            name, spilled = m[1], 0
-        elif m := re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", line):
-            spilled = int(m[1]) + int(m[2])
+            name, local, spilled = m[1], 0, 0
+        elif m := re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", line):
+            local, spilled = int(m[1]), int(m[2]) + int(m[3])
         elif (m := re.search(r"Used (\d+) registers", line)) and name:
-            shared = re.search(r"(\d+) bytes smem", line)
-            found[name] = (int(m[1]), int(shared[1]) if shared else 0, spilled)
+            found[name] = (int(m[1]), local, spilled)
     return found
 
 
@@ -114,6 +119,11 @@ def interface(check):
     if "is not what the Rust sources declare" in done.stdout + done.stderr:
         return ["kernels/interface.cuh is not what the Rust sources declare: run scripts/build_kernels.py"]
     sys.exit(f"{' '.join(test)}:\n{done.stdout}{done.stderr}")
+
+
+def cell(used):
+    """Registers, and bytes of local memory if there are any."""
+    return f"{used[0]}+{used[1]}" if used[1] else str(used[0])
 
 
 def committed(name):
@@ -136,12 +146,15 @@ def main():
         sys.stdout.write(text if text is not None else sys.exit(f"there is no module {args.show}"))
         return
     wrong = interface(args.check)
+    ptx_branches.check_itself()
     nvrtc = Nvrtc()
     files = {}
     for precision, generation in MODULES:
         ptx, _ = nvrtc.compile(precision, f"compute_{generation}")
         # Comments contain the build of the compiler, which can change without the code.
         code = re.sub(r"^//.*\n", "", ptx, flags=re.M).strip()
+        for kernel, instruction in ptx_branches.partial_warps(ptx):
+            wrong.append(f"{kernel} ({precision}, sm_{generation}): a part of a warp may reach `{instruction}`")
         files[f"{precision}_{generation}.ptx.zst"] = f"// activations: {precision}\n{code}\n"
     table, many = {}, []
     for precision in PRECISIONS:
@@ -152,18 +165,21 @@ def main():
                 table.setdefault((kernel, precision), {})[card] = used
                 if used[2] > 0:
                     wrong.append(f"{kernel} ({precision}, sm_{card}) spills {used[2]} bytes")
+                if used[1] > 0 and kernel not in LOCAL_MEMORY:
+                    wrong.append(f"{kernel} ({precision}, sm_{card}) has {used[1]} bytes of local memory")
                 if used[0] > MANY_REGISTERS:
                     many.append(f"{kernel} ({precision}, sm_{card}): {used[0]} registers")
     lines = [
         "# Registers of every kernel",
         "",
-        f"Written by `scripts/build_kernels.py` with NVRTC {nvrtc.version}. No kernel spills registers. Shared memory is dynamic; the launches state it.",
+        f"Written by `scripts/build_kernels.py` with NVRTC {nvrtc.version}. No kernel spills registers. `+40` are bytes of local memory a thread. "
+        "Shared memory is dynamic; the launches state it. The program compares the table with what the driver's assembler made.",
         "",
         "| kernel | type | " + " | ".join(f"sm_{c}" for c in CARDS) + " |",
         "|---|---|" + "---|" * len(CARDS),
     ]
     for (kernel, precision), cards in sorted(table.items()):
-        lines.append(f"| `{kernel}` | {precision} | " + " | ".join(str(cards[c][0]) if c in cards else "" for c in CARDS) + " |")
+        lines.append(f"| `{kernel}` | {precision} | " + " | ".join(cell(cards[c]) if c in cards else "" for c in CARDS) + " |")
     files["RESOURCES.md"] = "\n".join(lines) + "\n"
     print(files["RESOURCES.md"])
     for line in many:

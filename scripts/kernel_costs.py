@@ -3,15 +3,18 @@
 multiprocessor, with the waits that the code itself states. Needs no GPU:
 `pip install -r scripts/kernels-requirements.txt nvidia-cuda-nvdisasm`.
 
-    scripts/kernel_costs.py [--card 90] [--precision bf16] [--kernel NAME] [--assembler PTXAS] [--load-clocks 650]
+    scripts/kernel_costs.py [--card 90] [--precision bf16] [--loss l1|ssim] [--kernel NAME] [--assembler PTXAS] [--load-clocks N]
 
-The step is Nano x2, LQ 128, batch 16 on an H200. The thread blocks of a launch divide the tiles of 16 x 16 LQ pixels among themselves; the
-model simulates one multiprocessor with an average share of the tiles, from its first instruction to its last. Machine code since Volta
-states for every instruction how long its warp pauses after it and which of six counters it waits for, so the waits of a warp are known.
-The latencies of memory, tensor cores and special functions are not in the code; LATENCY and Op.clocks have published measurements. Loops
-run as often as STEP says; branches for edges, other losses and the slow paths of divisions are not taken. The model leaves out the start
-of a launch, bank conflicts of shared memory, caches, and bandwidth (which is printed as a bound). In the only measurement so far, kernels
-took 0.95 to 1.45 times as long as the model says (docs/BENCHMARKS.md). With --kernel it prints what the kernel's warps wait for.
+The step is Nano x2, LQ 128, batch 16 on one of CARDS. The thread blocks of a launch divide the tiles of 16 x 16 LQ pixels among themselves; a
+multiprocessor starts its share of the blocks one after another, as many at once as fit. Where tiles at an edge of the image cost more, the
+multiprocessor with the most of them is simulated as well, because a launch ends with its slowest block. Machine code since Volta states
+for every instruction how long its warp pauses after it and which of six counters it waits for, so the waits of a warp are known. What is
+not in the code is in CARDS, LATENCY and Op: clocks of tensor cores, f64 units and special functions, and the latency of loads, of which a
+card's share comes from its cache. Loops run as often as KERNELS says; branches for other losses and the slow paths of divisions are not
+taken. Kernels that run beside others are listed and not added; every launch of the others costs a pause. The model leaves out bank conflicts of
+shared memory, the instruction cache, and queues in front of memory (the bytes are printed as a bound, and a launch takes at least as long).
+In the only measurement so far, kernels took 0.95 to 1.45 times as long as an earlier version of the model said (docs/BENCHMARKS.md). With
+--kernel it prints what the kernel's warps wait for.
 """
 import argparse
 import collections
@@ -22,32 +25,112 @@ import re
 import subprocess
 import sys
 import tempfile
+import typing
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 import build_kernels  # noqa: E402
 
-# An H200: multiprocessors, GHz under load, bytes per second of a copy.
-SMS, GHZ, BANDWIDTH = 132, 1.75, 4.3e12
+
+
+class Card(typing.NamedTuple):
+    """What the machine code does not say of a card."""
+
+    name: str
+    sms: int
+    ghz: float  # under load
+    bandwidth: float  # bytes per second of a copy
+    tensor: float  # clocks of m16n8k16 on the tensor core of a quarter
+    f64: float  # clocks of an f64 instruction of a warp on a quarter; one unit of an RTX 3060's multiprocessor serves all four
+    convert: float  # the same of a conversion from or to f64
+    loads: tuple  # clocks of loads, in turns: their shares come from the cache and from memory
+
+
+# The sources: CUDA programming guide (results a clock and multiprocessor), published microbenchmarks of mma.sync on Hopper (62 % of the
+# rate of wgmma) and of cache latencies. GeForce cards multiply halves with f32 sums at half rate. An H200's cache holds most of what the
+# kernel before has written; an RTX 3060's holds 3 MiB.
+CARDS = {
+    90: Card("H200", 132, 1.75, 4.3e12, 6.4, 2, 8, (300, 300, 300, 650)),
+    86: Card("RTX 3060", 28, 1.78, 0.36e12, 32, 64, 64, (470, 470, 470, 220)),
+}
+# Microseconds between two launches of a graph.
+PAUSE = 1.2
 TILES = 16 * 128 * 128 // 256
-LQ = 16 * 128 * 128
-NO_EDGES = [0] * 8
-# (kernel, its use, warps per block, blocks per multiprocessor, blocks of the launch or None for as many as fit, bytes that must move,
-# launches per step, iterations of the loops inside the loop over tiles for warp w). A pixel has 32 bytes of features, and 12 (f32) or 3
-# (u8) bytes of RGB.
-STEP = [
-    ("conv_rgb", "conv_in", 8, 4, None, 44 * LQ, 1, lambda w: []),
-    ("nano_block", "", 8, 3, None, 64 * LQ, 3, lambda w: [2]),
-    ("conv", "conv_mid", 8, 3, None, 64 * LQ, 1, lambda w: []),
-    ("reconstruct_x2", "", 8, 2, 256, 104 * LQ, 1, lambda w: [2, 1] + NO_EDGES),
-    ("reconstruct_back_x2", "", 10, 2, 256, 112 * LQ, 1, lambda w: NO_EDGES),
-    ("conv_gradients", "conv_mid", 8, 2, 256, 96 * LQ, 1, lambda w: []),
+LQ, HR = 16 * 128 * 128, 16 * 256 * 256
+PARAMETERS = 20_000
+# Partial sums of 256 blocks that reduce_sums reads, bytes.
+PARTIALS = 15.7e6
+
+
+def no_tiles(w):
+    return []
+
+
+def edges(w, tile):
+    """Iterations of the loops over edges, in warp `w`, for both of its rows of tile number `tile` of an image of 8 x 8 tiles. Of the two
+    edges that the outer loop tries, one costs products."""
+    y, x = tile % 64 // 8, tile % 8
+    trips = []
+    for own in (2 * w, 2 * w + 1):
+        on, side = (y == 0 and own == 0) or (y == 7 and own == 15), x in (0, 7)
+        touches = y in (0, 7) or x in (0, 7)
+        trips += [1, 5 * on, 2 * on, 5 * side] if on or side else [2 * touches, 0, 0, 0]
+    return trips
+
+
+class Kernel(typing.NamedTuple):
+    """A kernel of the step. A pixel has 32 bytes of features, and 12 (f32) or 3 (u8) bytes of RGB."""
+
+    name: str
+    use: str
+    warps: int  # of a block
+    fit: int  # blocks of a multiprocessor
+    grid: typing.Optional[int]  # blocks, or None for as many as fit
+    moved: float  # bytes
+    launches: int
+    # Iterations of the loops: inside the loop over tiles (by warp; of edge tiles by warp and tile), and before it. Without a loop over
+    # tiles `before` has all of them.
+    trips: typing.Optional[typing.Callable] = None
+    before: typing.Callable = no_tiles
+    edges: bool = False
+    beside: bool = False  # runs beside others
+    words: bool = False  # 4-byte loads of a warp touch eight sectors of 32 bytes instead of four
+    losses: tuple = ("l1", "ssim")
+
+
+KERNELS = [
+    Kernel("set_scalars", "", 1, 16, 1, 64, 1),
+    Kernel("fold_conv", "", 8, 6, 54, 5e5, 1, before=lambda w: [0, 0, 3, 3], beside=True),
+    Kernel("conv_rgb", "conv_in", 8, 4, None, 44 * LQ, 1, lambda w: []),
+    Kernel("nano_block", "", 8, 3, None, 64 * LQ, 3, lambda w: [2], words=True),
+    Kernel("conv", "conv_mid", 8, 3, None, 64 * LQ, 1, lambda w: []),
+    Kernel("reconstruct_x2", "", 8, 2, 256, 104 * LQ, 1, lambda w, t: [2, 1] + edges(w, t), edges=True),
+    # With a structural loss the pixel losses have a kernel of their own, and the rest reads and writes the prediction's gradient. Eight
+    # images at a time; an image has 128 patches of 32 x 16 pixels.
+    Kernel("pixel_loss", "", 8, 6, 256, 24 * HR, 1, before=lambda w: [16, 0], losses=("ssim",)),
+    Kernel("structural_planes", "", 8, 6, HR // 2 // 256, 23 * HR / 2, 2, losses=("ssim",)),
+    Kernel("structural_windows", "", 8, 3, 1024, 20 * HR / 2, 2, before=lambda w: [0, 5 if w < 2 else 4, 4 if w < 2 else 3, 0, 2], losses=("ssim",)),
+    Kernel("structural_score", "", 8, 5, 8, 1e4, 2, before=lambda w: [1, 0, 0, 0, 0, 1, 1, 0], losses=("ssim",)),
+    Kernel("structural_spread", "", 8, 4, 1024, 24 * HR / 2, 2, before=lambda w: [0, 5 if w < 2 else 4, 4 if w < 2 else 3, 0, 2], losses=("ssim",)),
+    Kernel("structural_gradient", "", 8, 6, HR // 2 // 256, 43 * HR / 2, 2, before=lambda w: [1], losses=("ssim",)),
+    Kernel("finish_structural", "", 1, 16, 1, 100, 1, before=lambda w: [1, 0, 0], losses=("ssim",)),
+    # Before its tiles a block sums two strips of an edge.
+    Kernel(
+        "reconstruct_back_x2", "", 10, 2, 256, 112 * LQ, 1, lambda w, t: edges(w, t) if w < 8 else [0] * 8,
+        before=lambda w: [1, 2, (2 if w < 2 else 1) if w < 8 else 0, 16 if w < 8 else 0], edges=True,
+    ),
+    Kernel("reduce_sums", "of reconstruct", 8, 6, 431, PARTIALS * 431 / 651, 1, before=lambda w: [3, 0, 0, 0, 0, 4, 0, 0], beside=True),
+    Kernel("unfold_gradients", "", 8, 4, 92, 1e6, 1, before=lambda w: [0, 0, 3, 1, 1, 3, 0, 0, 0, 0], beside=True),
+    Kernel("conv_gradients", "conv_mid", 8, 2, 256, 96 * LQ, 1, lambda w: []),
     # The left columns of a block's first tile; then that tile's passes of five or four iterations and of one iteration, counted as two
     # passes of three, and the single pass of every other tile.
-    ("nano_block_back", "", 8, 2, 256, 96 * LQ, 3, lambda w: [(w // 4 + (w == 4), 0), (2, 1), (3, 5 - w // 4), 4, 2]),
-    ("conv_rgb_weights", "conv_in", 8, 4, 256, 44 * LQ, 1, lambda w: []),
+    Kernel("nano_block_back", "", 8, 2, 256, 96 * LQ, 3, lambda w: [(w // 4 + (w == 4), 0), (2, 1), (3, 5 - w // 4), 4, 2], words=True),
+    Kernel("conv_rgb_weights", "conv_in", 8, 4, 256, 44 * LQ, 1, lambda w: []),
+    Kernel("reduce_sums", "", 8, 6, 220, PARTIALS * 220 / 651, 1, before=lambda w: [3, 0, 0, 0, 0, 4, 0, 0]),
+    Kernel("gradient_squares", "", 8, 6, -(-PARAMETERS // 1024), 4 * PARAMETERS, 1, before=lambda w: [0, 1]),
+    Kernel("adam", "", 8, 6, -(-PARAMETERS // 256), 36 * PARAMETERS, 1, before=lambda w: [1, 1, 0]),
 ]
 # Clocks from issue to result of the instructions whose result the code waits for by a counter.
-LATENCY = {"LDG": 650, "LDS": 30, "LDSM": 33, "SHFL": 25, "MOVM": 33, "LDC": 40, "ULDC": 40, "S2R": 40, "S2UR": 40, "MUFU": 30, "I2F": 30, "F2I": 30, "FRND": 30}
+LATENCY = {"L1": 35, "LDS": 30, "LDSM": 33, "SHFL": 25, "MOVM": 33, "LDC": 40, "ULDC": 40, "S2R": 40, "S2UR": 40, "MUFU": 30, "I2F": 30, "F2I": 30, "FRND": 30}
 # Instructions by the unit that executes them; MEMORY instructions share the only path of the multiprocessor to memory.
 ALU = set("IADD3 LOP3 SHF SEL FSEL ISETP FSETP PLOP3 FMNMX VIMNMX PRMT F2FP LEA I2FP IABS FCHK VIADD".split())
 CONTROL = set("BRA BSSY BSYNC EXIT WARPSYNC BAR CALL RET BREAK NOP DEPBAR YIELD".split())
@@ -57,7 +140,7 @@ MEMORY = set("LDS STS LDSM SHFL MOVM LDG STG".split())
 class Op:
     """An instruction: its address, name, unit, clocks on that unit, the counters that it waits for, and those that it changes."""
 
-    def __init__(self, place, name, rest, control):
+    def __init__(self, place, name, rest, control, card):
         self.place, self.full, self.name, self.rest = place, name, name.split(".")[0], rest
         self.pause = max(control >> 41 & 15, 1)
         # The counters that show when the result is ready, and when the operands have been read.
@@ -73,19 +156,26 @@ class Op:
             self.unit = "heavy"
         elif n in ("MOV", "CS2R"):
             self.unit = "any"
+        elif ".F64" in name and n in ("F2F", "I2F", "F2I", "FRND"):
+            self.unit, self.clocks = "f64", card.convert
         elif n in ("MUFU", "I2F", "F2I", "FRND", "F2F"):
             self.unit, self.clocks = "special", 8
         elif n == "HMMA":
-            self.unit, self.clocks = "tensor", 4 if "16816" in name else 2
+            self.unit, self.clocks = "tensor", card.tensor if "16816" in name else card.tensor / 2
         elif n in MEMORY:
             size = int(m[1]) // 8 if (m := re.search(r"\.(64|128)", name)) else 4
             self.unit = "mio"
             self.clocks = (4 if name.endswith(".4") else 2 if name.endswith(".2") else 1) if n == "LDSM" else 2 if n == "MOVM" else max(size / 4, 1)
+            # Bytes of neighbouring pixels lie apart, so a warp touches more sectors than its bytes fill.
+            if n == "LDG" and re.search(r"\.[US]8", name):
+                self.clocks = 2
         elif n in CONTROL:
             self.unit = "control"
         else:
             self.unit = "constant" if n in ("LDC", "ULDC", "S2R", "S2UR") else "uniform" if n[0] == "U" else "f64" if n[0] == "D" else "alu"
-        self.latency = LATENCY.get(n, 33 if n == "HMMA" else 12)
+            self.clocks = card.f64 if self.unit == "f64" else self.clocks
+        # None: a load, whose latency is not always the same.
+        self.latency = None if n == "LDG" else LATENCY.get(n, max(33, card.tensor) if n == "HMMA" else max(16, card.f64) if self.unit == "f64" else 12)
 
 
 def assembled(precision, card, assembler):
@@ -126,7 +216,7 @@ def machine_code(precision, card, assembler=None):
             labels.update((label, begun[0]) for label in waiting)
             waiting = []
         elif begun and (m := re.match(r"\s+/\* 0x([0-9a-f]+) \*/", line)):
-            ops.append(Op(*begun, int(m[1], 16)))
+            ops.append(Op(*begun, int(m[1], 16), CARDS[card]))
             begun = None
     return kernels
 
@@ -147,8 +237,8 @@ def loops(ops, labels):
 
 
 def path(ops, labels, found, tiles, trips):
-    """Returns the instructions that a warp runs. `trips`: iterations of each loop, 1 by default, or a pair (in the first tile, in the others).
-    `tiles`: the loop over tiles."""
+    """Returns the instructions that a warp runs. `trips`: iterations of each loop, 1 by default, or a pair (in the first tile, in the others),
+    or a list with a number for each tile. `tiles`: the loop over tiles."""
     index = {op.place: i for i, op in enumerate(ops)}
     taken = []
 
@@ -159,11 +249,11 @@ def path(ops, labels, found, tiles, trips):
         # Roots and slow divisions.
         return index[to] - at < 90 and any(o.name == "CALL" or o.full.startswith("MUFU.RSQ") for o in ops[at : index[to]])
 
-    tile = 0  # 0 in the first tile of the block, 1 in the others
+    tile = 0  # of the block
 
     def count(loop):
         times = trips.get(loop[0], 1)
-        return times[tile] if isinstance(times, tuple) else times
+        return times[min(tile, len(times) - 1)] if isinstance(times, (tuple, list)) else times
 
     def run(at, end, within):
         nonlocal tile
@@ -174,7 +264,7 @@ def path(ops, labels, found, tiles, trips):
                 loop = max(fresh, key=lambda l: l[1] - l[0])
                 for _ in range(count(loop)):
                     run(at, index[loop[1]] + 1, [*within, loop])
-                    tile = 1 if loop == tiles else tile
+                    tile += loop == tiles
                 at = index[loop[1]] + 1
                 continue
             if op.name != "NOP":
@@ -189,15 +279,33 @@ def path(ops, labels, found, tiles, trips):
 class Warp:
     def __init__(self, block, path):
         self.block, self.path, self.next, self.ready, self.counters, self.held = block, path, 0, 0, [0] * 6, False
+        self.loaded = collections.Counter()  # times that a load of the edges ran
 
 
-def simulate(blocks):
-    """Runs all warps of [[path]] to their end. Returns clocks, instructions issued, busy clocks of the path to memory, and the waits of warps."""
-    warps = [[Warp(b, p) for b, paths in enumerate(blocks) for p in paths[q::4]] for q in range(4)]
-    arrived, size = [0] * len(blocks), [len(paths) for paths in blocks]
+def simulate(queue, fit, card, again=()):
+    """Runs all blocks, each a list of its warps' paths, `fit` at a time. `again`: places of loads that read the same five fragments for every
+    tile, the later times from the first-level cache. Returns clocks, instructions issued, busy clocks of the path to memory, and the waits
+    of warps."""
+    queue = list(reversed(queue))
+    warps, arrived, size, running = [[] for _ in range(4)], [], [], []
     units = [collections.defaultdict(float) for _ in range(4)]
-    clock, issued, memory, busy, left = 0, 0, 0.0, 0.0, sum(size)
+    clock, issued, memory, busy, loads = 0, 0, 0.0, 0.0, 0
     last, waits = [None] * 4, collections.Counter()
+
+    def start():
+        paths, block = queue.pop(), len(size)
+        arrived.append(0)
+        size.append(len(paths))
+        running.append(len(paths))
+        for q in range(4):
+            for p in paths[q::4]:
+                warp = Warp(block, p)
+                warp.ready = clock
+                warps[q].append(warp)
+
+    for _ in range(min(fit, len(queue))):
+        start()
+    left = len(size)
 
     def blocked(warp, unit, op):
         """Returns the clock at which the instruction can be issued, and the reason if that is later than now."""
@@ -234,10 +342,16 @@ def simulate(blocks):
                 waits.update(why)
                 continue
             any_issued, issued, last[q] = True, issued + 1, chosen
-            done, read = clock + op.latency, clock + 12
+            latency = op.latency
+            if latency is None:
+                latency, loads = card.loads[loads % len(card.loads)], loads + 1
+                if op.place in again:
+                    chosen.loaded[op.place] += 1
+                    latency = LATENCY["L1"] if chosen.loaded[op.place] > 5 else latency
+            done, read = clock + latency, clock + 12
             if op.unit == "mio":
                 memory = max(memory, clock) + op.clocks
-                busy, done, read = busy + op.clocks, memory + op.latency, memory + 12
+                busy, done, read = busy + op.clocks, memory + latency, memory + 12
             elif op.unit in ("fma", "any"):
                 names = ("lite", "heavy") if op.unit == "fma" else ("lite", "heavy", "alu")
                 unit[min(names, key=lambda n: unit[n])] = clock + 2
@@ -248,8 +362,17 @@ def simulate(blocks):
                     chosen.counters[counter] = max(chosen.counters[counter], until)
             chosen.ready = clock + op.pause
             chosen.next += 1
-            left -= chosen.next == len(chosen.path)
-            if op.name == "BAR":
+            if chosen.next == len(chosen.path):
+                running[chosen.block] -= 1
+                if not running[chosen.block]:
+                    left -= 1
+                    for quarter in range(4):
+                        warps[quarter] = [w for w in warps[quarter] if w.block != chosen.block]
+                        last[quarter] = None
+                    if queue:
+                        start()
+                        left += 1
+            elif op.name == "BAR":
                 chosen.held = True
                 arrived[chosen.block] += 1
                 if arrived[chosen.block] == size[chosen.block]:
@@ -260,51 +383,106 @@ def simulate(blocks):
     return clock, issued, busy, waits
 
 
+def edge_loads(ops, labels):
+    """The places of loads in loops inside loops inside the loop over tiles: weights of the edges."""
+    found = loops(ops, labels)
+    outer = max(found, key=lambda l: l[1] - l[0])
+    inside = [l for l in found if outer[0] <= l[0] and l[1] <= outer[1] and l != outer]
+    return {op.place for op in ops if op.name == "LDG" and sum(l[0] <= op.place <= l[1] for l in inside) > 1}
+
+
+def blocks_of(kernel, code, card, first):
+    """The paths of the blocks of the multiprocessor that gets block number `first`."""
+    ops, labels = code
+    found = loops(ops, labels)
+    grid = kernel.grid or card.sms * kernel.fit
+    outer = max(found, key=lambda l: l[1] - l[0]) if kernel.trips else None
+    inner = [l for l in found if outer and outer[0] <= l[0] and l[1] <= outer[1] and l != outer]
+    before = [l for l in found if not outer or l[1] < outer[0]]
+
+    def numbers(w, tile):
+        return kernel.trips(w, tile) if kernel.edges else kernel.trips(w)
+
+    expected = [(len(before), len(kernel.before(0)), "before" if outer else "without")]
+    if outer:
+        expected.append((len(inner), len(numbers(0, 0)), "inside"))
+    for made, known, where in expected:
+        if known and made != known or where != "before" and made != known:
+            sys.exit(f"{kernel.name}: the compiler made {made} loops {where} a loop over tiles, KERNELS has iterations for {known}")
+    blocks = []
+    for block in range(first, grid, card.sms):
+        tiles = [block + grid * i for i in range(TILES // grid + (block < TILES % grid))] if outer else []
+        paths = {}
+        for w in range(kernel.warps):
+            trips = {l[0]: t for l, t in zip(before, kernel.before(w))}
+            if outer:
+                own = list(zip(*(numbers(w, t) for t in tiles))) if kernel.edges else numbers(w, 0)
+                trips.update({outer[0]: len(tiles), **{l[0]: list(t) if kernel.edges else t for l, t in zip(inner, own)}})
+            key = repr(sorted(trips.items()))
+            if key not in paths:
+                paths[key] = path(ops, labels, found, outer, trips)
+            paths[w] = paths[key]
+        blocks.append([paths[w] for w in range(kernel.warps)])
+    return blocks
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--card", type=int, default=90, help="generation of the machine code [default: 90]")
+    parser.add_argument("--card", type=int, default=90, choices=sorted(CARDS), help="generation of the card [default: 90]")
     parser.add_argument("--precision", default="bf16", choices=["bf16", "fp16"], help="type of activations [default: bf16]")
+    parser.add_argument("--loss", default="l1", choices=["l1", "ssim"], help="l1, or l1 and ssim as in the default recipe [default: l1]")
     parser.add_argument("--kernel", help="one kernel, and what its warps wait for")
     parser.add_argument("--assembler", metavar="PTXAS", help="make machine code of the embedded PTX with this program, as a newer driver does")
-    parser.add_argument("--load-clocks", type=int, default=LATENCY["LDG"], help="until a load from memory arrives [default: 650; about 300 from the cache]")
+    parser.add_argument("--load-clocks", type=int, help="until a load arrives [default: those of the card's cache and memory in turns]")
     args = parser.parse_args()
-    LATENCY["LDG"] = args.load_clocks
+    card = CARDS[args.card]
+    if args.load_clocks:
+        card = card._replace(loads=(args.load_clocks,))
     code = machine_code(args.precision, args.card, args.assembler)
     by = f", by {args.assembler}" if args.assembler else ""
-    print(f"{args.precision}, sm_{args.card}{by}, LQ 128, batch 16: a launch on an H200, on paper; loads take {args.load_clocks} clocks")
+    clocks = ", ".join(map(str, card.loads))
+    print(f"{args.precision}, sm_{args.card}{by}, LQ 128, batch 16, {args.loss}: a launch on an {card.name}, on paper; loads take {clocks} clocks in turns")
     print()
     print("| kernel | instructions a warp | issued a clock, of 4 | way to memory in use | us | us of the bytes | launches |")
     print("|---|---|---|---|---|---|---|")
-    total = floor = 0.0
-    for kernel, use, size, fit, grid, moved, launches, trips in STEP:
-        if args.kernel not in (None, kernel):
+    total = floor = beside = 0.0
+    count = 0
+    for kernel in KERNELS:
+        if args.kernel not in (None, kernel.name) or args.loss not in kernel.losses:
             continue
-        ops, labels = code[kernel]
-        found = loops(ops, labels)
-        outer = max(found, key=lambda l: l[1] - l[0])
-        inner = [l for l in found if outer[0] <= l[0] and l[1] <= outer[1] and l != outer]
-        if len(inner) != len(trips(0)):
-            sys.exit(f"{kernel}: the compiler made {len(inner)} loops inside the loop over tiles, STEP has iterations for {len(trips(0))}")
-        places = grid or SMS * fit
-        blocks = []
-        for block in range(min(fit, -(-places // SMS))):
-            # The multiprocessor in the middle; its last block may have one tile more.
-            tiles = TILES // places + (block * SMS + SMS // 2 < TILES % places)
-            blocks.append([path(ops, labels, found, outer, {outer[0]: tiles, **{l[0]: t for l, t in zip(inner, trips(w))}}) for w in range(size)])
-        clocks, issued, busy, waits = simulate(blocks)
-        microseconds, bytes_alone = clocks / GHZ / 1e3, moved / BANDWIDTH * 1e6
-        total, floor = total + launches * microseconds, floor + launches * bytes_alone
+        ops, labels = code[kernel.name]
+        if kernel.words:
+            for op in ops:
+                if op.name == "LDG" and op.clocks == 1:
+                    op.clocks = 2
+        # On an H200 the blocks of multiprocessor 9 have no tile at an edge; block 0 has corners only.
+        runs = [blocks_of(kernel, (ops, labels), card, first) for first in ([9, 0] if kernel.edges else [0])]
+        again = edge_loads(ops, labels) if kernel.edges else ()
+        results = [simulate(blocks, kernel.fit, card, again) for blocks in runs]
+        blocks, (clocks, issued, busy, waits) = max(zip(runs, results), key=lambda r: r[1][0])
+        bytes_alone = kernel.moved / card.bandwidth * 1e6
+        microseconds = max(clocks / card.ghz / 1e3, bytes_alone)
+        if kernel.beside:
+            beside += kernel.launches * microseconds
+        else:
+            total, count = total + kernel.launches * microseconds, count + kernel.launches
+            floor += kernel.launches * bytes_alone
         average = sum(len(p) for paths in blocks for p in paths) / sum(len(paths) for paths in blocks)
+        use = ", ".join(filter(None, [kernel.use, "beside others" if kernel.beside else "", "at edges" if kernel.edges else ""]))
         print(
-            f"| `{kernel}`{use and ', ' + use} | {average:.0f} | {issued / clocks:.2f} | {100 * busy / clocks:.0f} % | {microseconds:.1f} "
-            f"| {bytes_alone:.1f} | {launches} |"
+            f"| `{kernel.name}`{use and ', ' + use} | {average:.0f} | {issued / clocks:.2f} | {100 * busy / clocks:.0f} % | {microseconds:.1f} "
+            f"| {bytes_alone:.1f} | {kernel.launches} |",
+            flush=True,
         )
+        if kernel.edges:
+            print(f"|   on multiprocessor 9 | | | | {results[0][0] / card.ghz / 1e3:.1f} | | |")
         if args.kernel:
             everything = sum(waits.values())
-            for (reason, op), count in waits.most_common(25):
-                print(f"    {100 * count / everything:5.1f} % {reason}" + (f", {op.place:x} {op.full}{op.rest}" if op else ""))
+            for (reason, op), times in waits.most_common(25):
+                print(f"    {100 * times / everything:5.1f} % {reason}" + (f", {op.place:x} {op.full}{op.rest}" if op else ""))
     print()
-    print(f"together {total:.0f} microseconds; the bytes alone {floor:.0f}")
+    pauses = PAUSE * count
+    print(f"together {total:.0f} microseconds, and {pauses:.0f} of pauses between {count} launches: {total + pauses:.0f}; beside them {beside:.0f}; the bytes alone {floor:.0f}")
 
 
 if __name__ == "__main__":

@@ -3,9 +3,11 @@
 median of four steps after an untimed one and the peak memory of the process; on a GPU, the median of five rounds of twenty steps and the
 peak memory of the GPU. The batch is already in device memory: nothing is copied from the host.
 
-    torch_step.py realtime|stream|photo|pro BATCH LQ_SIZE cl|nchw fp32|bf16 [c] [g] [cuda]
+    torch_step.py realtime|stream|photo|pro BATCH LQ_SIZE cl|nchw fp32|bf16 [c|max] [g] [cuda]
 
-c: torch.compile. g: the whole step, optimizer included, captured as one CUDA graph and replayed.
+c: torch.compile; max: the same with max-autotune. g: the whole step, optimizer included, captured as one CUDA graph and replayed. On a GPU
+fp32 convolutions and products are TF32, as PyTorch allows for training. The peak memory is that of the timed steps, without the
+workspaces that cudnn.benchmark tries before them.
 """
 
 import resource
@@ -32,6 +34,8 @@ def time_on_gpu(step, as_graph):
         with torch.cuda.graph(graph):
             step()
         once = graph.replay
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
     rounds = []
     for _ in range(6):
         torch.cuda.synchronize()
@@ -54,7 +58,9 @@ def main():
     torch.manual_seed(0)
     torch.backends.cudnn.benchmark = True
     net = VARIANTS[variant](scale=scale).to(device=device, memory_format=layout)
-    run = torch.compile(net) if "c" in rest else net
+    torch.set_float32_matmul_precision("high")
+    mode = "max-autotune-no-cudagraphs" if "max" in rest else "default"
+    run = torch.compile(net, mode=mode) if "c" in rest or "max" in rest else net
     more = {"fused": True, "capturable": "g" in rest} if on_gpu else {}
     optimizer = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], lr=2e-4, betas=(0.9, 0.99), weight_decay=1e-4, **more)
     x = torch.rand(batch, 3, lq, lq, device=device).contiguous(memory_format=layout)

@@ -4,8 +4,14 @@
 // streams makes work read memory too early or too late. tests/it/kernels_common builds it as a
 // shared library.
 //
-// FAKE_CUDA_CAPABILITY (86), FAKE_CUDA_MEMORY in bytes (1 GiB) and FAKE_CUDA_CAPTURE=0 (no graphs)
-// describe the card.
+// FAKE_CUDA_CAPABILITY (86), FAKE_CUDA_NAME, FAKE_CUDA_MEMORY in bytes (1 GiB) and
+// FAKE_CUDA_CAPTURE=0 (no graphs) describe the card; FAKE_CUDA_LIMITS=1 lets it state what a
+// multiprocessor of an RTX 3060 holds. FAKE_CUDA_REGISTERS (16) and FAKE_CUDA_LOCAL (0) are what its
+// assembler makes of a kernel, FAKE_CUDA_BLOCKS (2) what fits at once.
+//
+// FAKE_CUDA_FAIL=call:number:error lets the call with that number (from 1) of a function fail with an
+// error code; "kernel" is not a function but the launches as they run, whose error shows at the next
+// call. After an error of a lost device (214, 700 to 719) every later call fails with it.
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -20,7 +26,7 @@
 
 namespace {
 
-enum Result { OK = 0, INVALID = 1, NO_MEMORY = 2, BAD_IMAGE = 200, NO_CONTEXT = 201, NOT_FOUND = 500, NOT_READY = 600, UNSUPPORTED = 801, UNJOINED = 905 };
+enum Result { OK = 0, INVALID = 1, NO_MEMORY = 2, BAD_IMAGE = 200, NO_CONTEXT = 201, NOT_FOUND = 500, NOT_READY = 600, ILLEGAL = 700, UNSUPPORTED = 801, UNJOINED = 905 };
 
 std::recursive_mutex lock;
 using Guard = std::lock_guard<std::recursive_mutex>;
@@ -79,6 +85,25 @@ thread_local void* current = nullptr;
 std::map<uint64_t, size_t> allocated;
 size_t in_use = 64 << 20;  // bytes that a context takes
 
+// The error that the device is lost with; 0 while it works.
+int lost = 0;
+// The error of this call: that of a lost device, or the one that FAKE_CUDA_FAIL asks for.
+Result fails(const char* call) {
+    static std::map<std::string, int> calls;
+    static const char* wanted = std::getenv("FAKE_CUDA_FAIL");
+    Guard guard(lock);
+    if (lost && std::strcmp(call, "kernel")) return static_cast<Result>(lost);
+    if (!wanted) return OK;
+    std::string text = wanted;
+    size_t first = text.find(':'), second = text.find(':', first + 1);
+    if (text.substr(0, first) != call || ++calls[call] != std::atoi(text.c_str() + first + 1)) return OK;
+    int error = std::atoi(text.c_str() + second + 1);
+    if (error == 214 || (error >= 700 && error <= 719 && error != 701)) lost = error;
+    return static_cast<Result>(error);
+}
+#define MAY_FAIL(call) \
+    if (Result error = fails(call)) return error
+
 void enqueue(Stream* stream, std::function<void()> work) {
     stream->queue.push_back(std::move(work));
     if (stream->index == number("FAKE_CUDA_EAGER", -1)) stream->run(stream->queue.size());
@@ -102,13 +127,24 @@ CALL cuDeviceGet(int* device, int ordinal) {
     return OK;
 }
 CALL cuDeviceGetName(char* name, int length, int) {
-    std::snprintf(name, static_cast<size_t>(length), "fiber GPU");
+    const char* own = std::getenv("FAKE_CUDA_NAME");
+    std::snprintf(name, static_cast<size_t>(length), "%s", own ? own : "fiber GPU");
     return OK;
 }
 CALL cuDeviceGetAttribute(int* value, int attribute, int) {
     int capability = static_cast<int>(number("FAKE_CUDA_CAPABILITY", 86));
     // 16: multiprocessors
     *value = attribute == 75 ? capability / 10 : attribute == 76 ? capability % 10 : attribute == 16 ? 2 : 0;
+    if (!number("FAKE_CUDA_LIMITS", 0)) return OK;
+    // kHz and bits of the memory, bytes of the cache; registers, shared memory (and what the driver
+    // takes of it for a block), threads and blocks of a multiprocessor
+    const std::map<int, int> limits = {{36, 7501000}, {37, 192}, {38, 2359296}, {82, 65536}, {81, 102400}, {111, 1024}, {39, 1536}, {106, 16}};
+    if (limits.count(attribute)) *value = limits.at(attribute);
+    return OK;
+}
+CALL cuFuncGetAttribute(int* value, int attribute, Function*) {
+    // 4: registers, 3: local memory
+    *value = static_cast<int>(attribute == 4 ? number("FAKE_CUDA_REGISTERS", 16) : attribute == 3 ? number("FAKE_CUDA_LOCAL", 0) : 0);
     return OK;
 }
 CALL cuFuncSetAttribute(Function* f, int attribute, int value) {
@@ -116,7 +152,7 @@ CALL cuFuncSetAttribute(Function* f, int attribute, int value) {
     return attribute == 8 && value > 64 << 10 ? INVALID : OK;
 }
 CALL cuOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, void*, int, size_t) {
-    *blocks = 2;
+    *blocks = static_cast<int>(number("FAKE_CUDA_BLOCKS", 2));
     return OK;
 }
 CALL cuDevicePrimaryCtxRetain(void** out, int) {
@@ -172,11 +208,18 @@ CALL cuStreamCreate(Stream** out, unsigned) {
     *out = new Stream{made++, {}};
     return OK;
 }
+CALL cuStreamCreateWithPriority(Stream** out, unsigned flags, int) { return cuStreamCreate(out, flags); }
+CALL cuCtxGetStreamPriorityRange(int* least, int* greatest) {
+    *least = 0;
+    *greatest = -5;
+    return OK;
+}
 CALL cuStreamSynchronize(Stream* stream) {
     Guard guard(lock);
+    MAY_FAIL("cuStreamSynchronize");
     if (stream->capture) return INVALID;
     stream->run(stream->queue.size());
-    return OK;
+    return static_cast<Result>(lost);
 }
 CALL cuStreamDestroy_v2(Stream* stream) {
     cuStreamSynchronize(stream);
@@ -202,14 +245,16 @@ CALL cuEventRecord(Event* event, Stream* stream) {
 CALL cuEventQuery(Event* event) {
     Guard guard(lock);
     if (current == nullptr) return NO_CONTEXT;
+    MAY_FAIL("cuEventQuery");
     if (!event->stream || event->stream->done >= event->position) return OK;
     event->stream->run(event->stream->done + 1);  // time passes
     return NOT_READY;
 }
 CALL cuEventSynchronize(Event* event) {
     Guard guard(lock);
+    MAY_FAIL("cuEventSynchronize");
     if (event->stream) event->stream->run(event->position);
-    return OK;
+    return static_cast<Result>(lost);
 }
 CALL cuEventElapsedTime(float* ms, Event* start, Event* end) {
     cuEventSynchronize(start);
@@ -237,27 +282,32 @@ CALL cuStreamWaitEvent(Stream* stream, Event* event, unsigned) {
 
 CALL cuMemsetD8Async(uint64_t to, unsigned char value, size_t bytes, Stream* stream) {
     Guard guard(lock);
+    MAY_FAIL("cuMemsetD8Async");
     enqueue(stream, [=] { std::memset(reinterpret_cast<void*>(to), value, bytes); });
     return OK;
 }
 CALL cuMemcpyHtoDAsync_v2(uint64_t to, const void* from, size_t bytes, Stream* stream) {
     Guard guard(lock);
+    MAY_FAIL("cuMemcpyHtoDAsync");
     enqueue(stream, [=] { std::memcpy(reinterpret_cast<void*>(to), from, bytes); });
     return OK;
 }
 CALL cuMemcpyDtoHAsync_v2(void* to, uint64_t from, size_t bytes, Stream* stream) {
     Guard guard(lock);
+    MAY_FAIL("cuMemcpyDtoHAsync");
     enqueue(stream, [=] { std::memcpy(to, reinterpret_cast<void*>(from), bytes); });
     return OK;
 }
 
 CALL cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, Stream* stream) {
     Guard guard(lock);
+    MAY_FAIL("cuMemcpyDtoDAsync");
     enqueue(stream, [=] { std::memcpy(reinterpret_cast<void*>(to), reinterpret_cast<void*>(from), bytes); });
     return OK;
 }
 
 CALL cuModuleLoadData(Module** out, const void* image) {
+    MAY_FAIL("cuModuleLoadData");
     std::string text = static_cast<const char*>(image);
     const char* names[] = {"f32", "bf16", "fp16"};
     for (int precision = 0; precision < 3; precision++) {
@@ -268,6 +318,7 @@ CALL cuModuleLoadData(Module** out, const void* image) {
     return BAD_IMAGE;
 }
 CALL cuModuleGetFunction(Function** out, Module* module, const char* name) {
+    MAY_FAIL("cuModuleGetFunction");
     // the embedded PTX must have the kernel, too, not only the host's build
     if (module->text.find(std::string(".entry ") + name + "(") == std::string::npos) return NOT_FOUND;
     if (argument_bytes(module->precision, name) < 0) return NOT_FOUND;
@@ -283,6 +334,7 @@ CALL cuModuleUnload(Module* module) {
 CALL cuLaunchKernel(Function* f, unsigned x, unsigned y, unsigned z, unsigned bx, unsigned by, unsigned bz, unsigned shared,
                     Stream* stream, void** parameters, void**) {
     Guard guard(lock);
+    MAY_FAIL("cuLaunchKernel");
     if (by != 1 || bz != 1 || bx == 0 || bx > 1024 || x == 0 || y == 0 || z == 0 || y > 65535 || z > 65535) return INVALID;
     if (shared > f->most_shared) return INVALID;
     // as a real driver, copy the struct now; the caller may change it after the call
@@ -290,7 +342,10 @@ CALL cuLaunchKernel(Function* f, unsigned x, unsigned y, unsigned z, unsigned bx
     std::vector<uint64_t> arguments((bytes + 7) / 8);
     std::memcpy(arguments.data(), parameters[0], bytes);
     Launch l{f->precision, f->name, {x, y, z}, bx, shared, static_cast<uint32_t>(bytes)};
-    auto work = [l, arguments] { launch(l, arguments.data(), Order::Mixed); };
+    auto work = [l, arguments] {
+        if (lost || fails("kernel")) return;
+        launch(l, arguments.data(), Order::Mixed);
+    };
     if (stream->capture) {
         std::vector<Node>& nodes = stream->capture->nodes;
         nodes.push_back({work, stream->after, stream != stream->capture->streams[0]});
@@ -336,6 +391,7 @@ CALL cuGraphInstantiateWithFlags(Graph** out, Graph* graph, unsigned long long) 
 // permit.
 CALL cuGraphLaunch(Graph* graph, Stream* stream) {
     Guard guard(lock);
+    MAY_FAIL("cuGraphLaunch");
     std::vector<bool> queued(graph->nodes.size());
     std::function<void(size_t)> queue = [&](size_t node) {
         if (queued[node]) return;
@@ -366,6 +422,7 @@ CALL cuGetErrorString(Result result, const char** text) {
             : result == BAD_IMAGE   ? "device kernel image is invalid"
             : result == NOT_FOUND   ? "named symbol not found"
             : result == UNSUPPORTED ? "operation not supported"
+            : result == ILLEGAL     ? "an illegal memory access was encountered"
                                     : "unknown error";
     return OK;
 }

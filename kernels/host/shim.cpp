@@ -40,6 +40,7 @@ u32 running;
 Entry entry;
 const void* arguments;
 unsigned char* shared;
+size_t shared_bytes;
 // Values that lanes exchange. Double-buffered, so that a fast lane's next operation does not
 // overwrite what a slow lane still reads.
 struct Exchange {
@@ -175,6 +176,7 @@ void launch(const Launch& l, const void* args, Order order) {
         // before writing shows
         std::vector<Bytes16> memory((l.shared + 15) / 16);
         shared = reinterpret_cast<unsigned char*>(memory.data());
+        shared_bytes = memory.size() * sizeof(Bytes16);
         if (!memory.empty()) std::memset(shared, 0xff, memory.size() * 16);
         run_block(order, l.block);
     }
@@ -199,7 +201,12 @@ const u32 (*warp_exchange(const u32 (&own)[6]))[6] {
     wait(State::Warp);
     return warps[running / 32].words[side];
 }
+void require(bool holds, const char* rule) {
+    if (!holds) fail(rule);
+}
 const void* const* warp_exchange_rows(const void* own) {
+    size_t at = reinterpret_cast<uintptr_t>(own) - reinterpret_cast<uintptr_t>(shared);
+    require(at % 16 == 0 && at < shared_bytes, "a lane gives ldmatrix an address outside the block's shared memory, or an unaligned one");
     Exchange& e = warps[running / 32];
     u32 lane = running % 32, side = e.parity[lane]++ % 2;
     e.rows[side][lane] = own;

@@ -39,7 +39,11 @@ int lane_index();
 // Every lane gives its words and gets those of all 32 lanes; they are valid until the lane's next
 // warp operation.
 const u32 (*warp_exchange(const u32 (&own)[6]))[6];
+// Addresses of rows of eight halves; the launch fails if one is not 16 aligned bytes of the block's
+// shared memory, as a device demands of every lane.
 const void* const* warp_exchange_rows(const void* own);
+// Ends the launch with a message if a rule of the device does not hold.
+void require(bool holds, const char* rule);
 
 DEVICE float bits_to_float(u32 bits) {
     float value;

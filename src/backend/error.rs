@@ -23,6 +23,18 @@ pub enum Error {
         /// The driver's own words.
         text: String,
     },
+    /// The driver reports an error after which the process cannot use the device any more. The call
+    /// that reports it may have nothing to do with it.
+    DeviceLost {
+        /// What was tried when the error showed.
+        action: String,
+        /// The driver's error code (`CUresult`).
+        code: u32,
+        /// The driver's own words.
+        text: String,
+        /// What to try.
+        advice: &'static str,
+    },
     /// The host or the device has too little memory for the arena.
     OutOfMemory(String),
     /// The plan, or a range of a buffer, does not fit this backend.
@@ -42,6 +54,15 @@ impl Display for Error {
             | Error::Unsupported(text)
             | Error::Misuse(text) => f.write_str(text),
             Error::Driver { action, text, .. } => write!(f, "CUDA could not {action}: {text}"),
+            Error::DeviceLost {
+                action,
+                code,
+                text,
+                advice,
+            } => write!(
+                f,
+                "the GPU is lost ({text}, CUDA error {code}; it showed when the program tried to {action}): {advice}. Start the program again; a training continues from its last checkpoint"
+            ),
             Error::Plan(error) => error.fmt(f),
         }
     }

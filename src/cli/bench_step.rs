@@ -1,12 +1,13 @@
 //! `paragon bench step`: measures the time of a training step on a device, and compares it with the
 //! least that the step must move and compute. Depends on the backends and the plan's floor.
 
+use super::cuda_details::LoadedKernels;
 use super::flags::{MAX_BATCH, MAX_SIDE, count, print, print_json, tell};
 use super::recipe::{NetworkFlags, settings_of};
 use super::step_time::run_text;
 use anyhow::Result;
 use paragon::backend::cpu::{CpuBackend, CpuOptions, bf16_peak, fma_peak};
-use paragon::backend::cuda::{CudaBackend, Device};
+use paragon::backend::cuda::{CopySpeed, CudaBackend, Device};
 use paragon::backend::{Backend, BatchView, Scalars, write_floats};
 use paragon::config::loss_term;
 use paragon::model::{Recompute, Setting, StepSpec, training_plan};
@@ -63,6 +64,8 @@ pub struct Args {
     json: bool,
 }
 
+/// Most copies of a step's launches that are timed together, to tell the kernels apart.
+const MOST_REPEATS: usize = 50;
 /// Rounds of which the median is taken.
 const ROUNDS: usize = 5;
 const SCALARS: Scalars = Scalars {
@@ -82,7 +85,10 @@ struct Part {
     operation: Option<usize>,
     label: &'static str,
     kernel: &'static str,
+    /// What it adds to the step.
     seconds: f64,
+    /// By itself, many times in a row; on a GPU. The difference is what running beside others gives.
+    alone_seconds: Option<f64>,
     /// Of the operation's floor; the kernels of an operation share it, and the first bears it.
     floor_bytes: u64,
 }
@@ -102,6 +108,8 @@ struct Report {
     allocated_bytes: u64,
     /// With the batch in place.
     step_seconds: f64,
+    /// The fastest and the slowest round of these steps.
+    step_spread_seconds: [f64; 2],
     /// With every batch brought from the host, as in training.
     fed_step_seconds: f64,
     pairs_per_second: f64,
@@ -112,16 +120,26 @@ struct Report {
     multiply_adds: u64,
     /// Bytes a second of a large copy; on a GPU.
     copy_bandwidth: Option<f64>,
+    /// Bytes of that copy, and the peak by the memory's clock and bus; on a GPU.
+    copy_bytes: Option<u64>,
+    copy_peak: Option<f64>,
+    /// Size of the GPU's cache, bytes.
+    l2_bytes: Option<u64>,
+    /// The kernels as the driver has compiled them; on a GPU.
+    loaded: Option<LoadedKernels>,
     /// Operations a second, those of bf16 products with `--precision bf16`; on the CPU.
     fma_peak: Option<f64>,
     floor_seconds: f64,
     times_floor: f64,
+    /// The step minus the sum of its kernels: what no kernel explains; on a GPU.
+    unexplained_seconds: Option<f64>,
     kernels: Vec<Part>,
 }
 
 /// Measures and prints.
 pub fn run(args: &Args) -> Result<()> {
     let report = measure(args)?;
+    report.loaded.iter().for_each(LoadedKernels::warn);
     if args.json {
         return print_json(&report);
     }
@@ -161,18 +179,42 @@ pub fn run(args: &Args) -> Result<()> {
         "  {}, validations not counted",
         run_text(report.iterations, report.fed_step_seconds)
     ))?;
+    print_gpu(&report)?;
     for part in &report.kernels {
-        let rate = if part.floor_bytes > 0 {
+        let rate = if part.floor_bytes > 0 && part.seconds > 0.0 {
             format!("{:9.1} GB/s", part.floor_bytes as f64 / part.seconds / 1e9)
         } else {
             String::new()
         };
         let operation = part.operation.map_or_else(String::new, |at| at.to_string());
+        let alone = part
+            .alone_seconds
+            .map_or_else(String::new, |s| format!(" ({:.1} alone)", 1e6 * s));
         print(format_args!(
-            "  {operation:>3} {:36} {:28} {:9.1} us {rate}",
+            "  {operation:>3} {:36} {:28} {:9.1} us{alone} {rate}",
             part.label,
             part.kernel,
             1e6 * part.seconds
+        ))?;
+    }
+    Ok(())
+}
+
+/// What is only known of a GPU: doubts about the figures, and the loaded kernels.
+fn print_gpu(report: &Report) -> Result<()> {
+    if let Some(cache) = report.l2_bytes.filter(|&l2| report.allocated_bytes <= l2) {
+        print(format_args!(
+            "  the arena fits the GPU's cache of {}, so a step can be faster than the floor",
+            bytes_text(cache)
+        ))?;
+    }
+    if let Some(loaded) = &report.loaded {
+        print(format_args!("  {}", loaded.text()))?;
+    }
+    if let Some(seconds) = report.unexplained_seconds {
+        print(format_args!(
+            "  the step minus the sum of its kernels: {:.1} us",
+            1e6 * seconds
         ))?;
     }
     Ok(())
@@ -219,9 +261,18 @@ pub(super) fn step_timer(
     })
 }
 
-/// Median seconds of a step with the batch in place, and of one whose batch is brought from the
-/// host first, as in training.
-fn time_steps(backend: &mut dyn Backend, steps: usize) -> Result<[f64; 2]> {
+/// Seconds of steps.
+struct StepSeconds {
+    /// Median with the batch in place.
+    placed: f64,
+    /// The fastest and the slowest round of these.
+    spread: [f64; 2],
+    /// Median with the batch brought from the host first, as in training.
+    fed: f64,
+}
+
+/// Times rounds of steps, with the batch in place and brought from the host in turns.
+fn time_steps(backend: &mut dyn Backend, steps: usize) -> Result<StepSeconds> {
     let mut step = step_timer(backend)?;
     // both places of a batch are filled
     step(2, true)?;
@@ -231,7 +282,13 @@ fn time_steps(backend: &mut dyn Backend, steps: usize) -> Result<[f64; 2]> {
             times.push(step(steps, fed)?);
         }
     }
-    Ok(times.map(median))
+    let [placed, fed] = times;
+    let spread = [f64::min as fn(f64, f64) -> f64, f64::max];
+    Ok(StepSeconds {
+        spread: spread.map(|pick| placed.iter().copied().reduce(pick).unwrap_or(f64::NAN)),
+        placed: median(placed),
+        fed: median(fed),
+    })
 }
 
 fn measure(args: &Args) -> Result<Report> {
@@ -261,34 +318,47 @@ fn measure(args: &Args) -> Result<Report> {
         label: operation.map_or("sums of several", |at| labels[at]),
         kernel,
         seconds,
+        alone_seconds: None,
         floor_bytes: operation.filter(|_| first).map_or(0, |at| floors[at].bytes),
     };
-    let (device, allocated_bytes, [step_seconds, fed_step_seconds], copy_bandwidth, peak, kernels) =
-        match opened.device() {
-            Some(device) => on_cuda(device, plan, args, &start, &part)?,
-            None => {
-                let mut backend = CpuBackend::new(plan, cpu)?;
-                start(&mut backend)?;
-                let seconds = time_steps(&mut backend, args.steps)?;
-                let mut times = Vec::new();
-                if !args.step_only {
-                    backend.profile(&SCALARS, &mut |_, s| times.push(s));
-                }
-                let kernels = times
-                    .into_iter()
-                    .enumerate()
-                    .map(|(at, s)| part(Some(at), "", s, true))
-                    .collect();
-                (
-                    backend.description(),
-                    backend.allocated(),
-                    seconds,
-                    None,
-                    Some(bf16_peak(cpu).unwrap_or_else(|| fma_peak(cpu))),
-                    kernels,
-                )
+    let Measured {
+        device,
+        allocated_bytes,
+        seconds,
+        copy,
+        peak,
+        loaded,
+        kernels,
+    } = match opened.device() {
+        Some(device) => on_cuda(device, plan, args, &start, &part)?,
+        None => {
+            let mut backend = CpuBackend::new(plan, cpu)?;
+            start(&mut backend)?;
+            let seconds = time_steps(&mut backend, args.steps)?;
+            let mut times = Vec::new();
+            if !args.step_only {
+                backend.profile(&SCALARS, &mut |_, s| times.push(s));
             }
-        };
+            let kernels = times
+                .into_iter()
+                .enumerate()
+                .map(|(at, s)| part(Some(at), "", s, true))
+                .collect();
+            Measured {
+                device: backend.description(),
+                allocated_bytes: backend.allocated(),
+                seconds,
+                copy: None,
+                peak: Some(bf16_peak(cpu).unwrap_or_else(|| fma_peak(cpu))),
+                loaded: None,
+                kernels,
+            }
+        }
+    };
+    let copy_bandwidth = copy.map(|c| c.bytes_per_second);
+    let (step_seconds, fed_step_seconds) = (seconds.placed, seconds.fed);
+    let explained = (copy.is_some() && !kernels.is_empty())
+        .then(|| kernels.iter().map(|k| k.seconds).sum::<f64>());
     let floor_seconds = match (copy_bandwidth, peak) {
         (Some(bandwidth), _) => floor.bytes as f64 / bandwidth,
         (_, Some(peak)) => 2.0 * floor.multiply_adds as f64 / peak,
@@ -306,6 +376,7 @@ fn measure(args: &Args) -> Result<Report> {
         planned_bytes,
         allocated_bytes,
         step_seconds,
+        step_spread_seconds: seconds.spread,
         fed_step_seconds,
         pairs_per_second: args.batch_size as f64 / step_seconds,
         iterations: args.iterations,
@@ -313,14 +384,28 @@ fn measure(args: &Args) -> Result<Report> {
         floor_bytes: floor.bytes,
         multiply_adds: floor.multiply_adds,
         copy_bandwidth,
+        copy_bytes: copy.map(|c| c.bytes),
+        copy_peak: copy.and_then(|c| c.peak_bytes_per_second),
+        l2_bytes: copy.and_then(|c| c.l2_bytes),
+        loaded,
         fma_peak: peak,
         floor_seconds,
         times_floor: step_seconds / floor_seconds,
+        unexplained_seconds: explained.map(|sum| step_seconds - sum),
         kernels,
     })
 }
 
-type Measured = (String, u64, [f64; 2], Option<f64>, Option<f64>, Vec<Part>);
+/// What is measured on either device.
+struct Measured {
+    device: String,
+    allocated_bytes: u64,
+    seconds: StepSeconds,
+    copy: Option<CopySpeed>,
+    peak: Option<f64>,
+    loaded: Option<LoadedKernels>,
+    kernels: Vec<Part>,
+}
 
 fn on_cuda(
     device: &std::sync::Arc<Device>,
@@ -330,7 +415,14 @@ fn on_cuda(
     part: &dyn Fn(Option<usize>, &'static str, f64, bool) -> Part,
 ) -> Result<Measured> {
     // before the arena, which may leave no room for it
-    let bandwidth = device.copy_bandwidth()?;
+    let copy = device.copy_speed()?;
+    if let Some(share) = copy.suspicious_share() {
+        tell(format_args!(
+            "warning: a copy reaches {:.0} % of the memory's peak; another program uses the GPU, or it is throttled: the times below are not its best",
+            100.0 * share
+        ));
+    }
+    let precision = plan.precision;
     let mut backend = CudaBackend::new(device, plan)?;
     start(&mut backend)?;
     let seconds = time_steps(&mut backend, args.steps)?;
@@ -338,19 +430,29 @@ fn on_cuda(
     let times = if args.step_only {
         Vec::new()
     } else {
-        backend.profile(&SCALARS, args.steps)?
+        backend.profile(&SCALARS, args.steps.min(MOST_REPEATS))?
     };
-    let kernels = times.into_iter().map(|(at, kernel, s)| {
-        let first = std::mem::replace(&mut last, at) != at;
-        part(at, kernel, s, first)
+    let kernels = times.into_iter().map(|time| {
+        let first = std::mem::replace(&mut last, time.operation) != time.operation;
+        Part {
+            alone_seconds: Some(time.alone),
+            ..part(time.operation, time.kernel, time.added, first)
+        }
     });
     let kernels = kernels.collect();
-    Ok((
-        backend.description(),
-        backend.allocated(),
+    let resources = backend.resources()?;
+    Ok(Measured {
+        device: backend.description(),
+        allocated_bytes: backend.allocated(),
         seconds,
-        Some(bandwidth),
-        None,
+        copy: Some(copy),
+        peak: None,
+        loaded: Some(LoadedKernels::new(
+            device,
+            precision,
+            backend.carveout(),
+            resources,
+        )),
         kernels,
-    ))
+    })
 }

@@ -5,6 +5,7 @@ mod bench;
 mod bench_step;
 mod bench_upscale;
 mod config;
+mod cuda_details;
 mod data;
 mod degrade;
 mod demo;

@@ -1,6 +1,7 @@
 //! `paragon selftest`: checks that this machine's GPU computes the same as the CPU, before a long
 //! training depends on it. Depends on `selftest` and the backends.
 
+use super::cuda_details::LoadedKernels;
 use super::flags::{print, print_json, tell};
 use anyhow::{Result, bail};
 use paragon::backend::Backend;
@@ -8,10 +9,13 @@ use paragon::backend::cuda::{CudaBackend, Device};
 use paragon::backend::selftest::{Check, run as compare};
 use paragon::plan::{Plan, Precision};
 use paragon::train::DeviceChoice;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 
 /// Compare a GPU with the CPU, operation by operation and over a short training.
 ///
-/// Takes a few seconds. Exit code 1 when anything differs by more than rounding explains.
+/// Takes a few seconds. Exit code 1 when anything differs by more than rounding explains. Kernels for
+/// which the driver's compiler needs more registers or memory than the tested one are named.
 #[derive(clap::Args)]
 pub struct Args {
     /// The device to test: cuda or cuda:N
@@ -43,9 +47,18 @@ pub fn run(args: &Args) -> Result<()> {
         "{} (sm_{}) against the CPU",
         device.name, device.capability
     ));
-    let load =
-        |plan: Plan| -> Result<Box<dyn Backend>> { Ok(Box::new(CudaBackend::new(&device, plan)?)) };
+    let (seen, percent) = (RefCell::new(BTreeMap::new()), RefCell::new(0));
+    let load = |plan: Plan| -> Result<Box<dyn Backend>> {
+        let backend = CudaBackend::new(&device, plan)?;
+        for kernel in backend.resources()? {
+            let shape = (kernel.kernel, kernel.threads, kernel.shared_bytes);
+            seen.borrow_mut().insert(shape, kernel);
+        }
+        percent.replace(backend.carveout());
+        Ok(Box::new(backend))
+    };
     let mut checks: Vec<Check> = Vec::new();
+    let mut loaded = Vec::new();
     for precision in precisions {
         let mut case = String::new();
         let found = compare(precision, &load, args.quick, &mut |check| {
@@ -60,11 +73,17 @@ pub fn run(args: &Args) -> Result<()> {
             ));
         })?;
         checks.extend(found);
+        let kernels = seen.take().into_values().collect();
+        let kernels = LoadedKernels::new(&device, precision, percent.take(), kernels);
+        tell(format_args!("{}", kernels.text()));
+        kernels.warn();
+        loaded.push(kernels);
     }
     let wrong = checks.iter().filter(|c| !c.holds()).count();
     if args.json {
         let report = serde_json::json!({
             "device": device.name, "capability": device.capability, "checks": checks.len(), "wrong": wrong, "list": checks,
+            "loaded": loaded,
         });
         print_json(&report)?;
     } else {

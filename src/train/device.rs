@@ -109,11 +109,7 @@ impl OpenedDevice {
         cpu: CpuOptions,
         validates: bool,
     ) -> Result<OpenedDevice> {
-        let precision = precision.unwrap_or(if device.capability >= 80 {
-            Precision::Bf16
-        } else {
-            Precision::Fp16
-        });
+        let precision = precision.unwrap_or_else(|| device.usual_precision());
         let modules = [precision, Precision::F32];
         let (in_use, free) = device.prepare(&modules[..1 + usize::from(validates)])?;
         let place = DevicePlace::Cuda {

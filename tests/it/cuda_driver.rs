@@ -395,3 +395,356 @@ fn the_selftest_finds_every_kernel_right_and_a_step_is_measured() {
         "{report}"
     );
 }
+
+/// A training of a few iterations on the stand-in; the variables are those of the driver and the
+/// program's switches.
+fn short_training(
+    set: &Path,
+    out: &Path,
+    iterations: &str,
+    variables: &[(&str, &str)],
+) -> Option<Output> {
+    let args = [
+        "train",
+        "--shards",
+        text(set),
+        "--out",
+        text(out),
+        "--lq-size",
+        "12",
+        "--batch-size",
+        "2",
+        "--warmup",
+        "0",
+        "--loss",
+        "l1",
+        "--schedule",
+        "constant",
+        "--log-every",
+        "1",
+        "--checkpoint-every",
+        "1",
+        "--device",
+        "cuda",
+        "--precision",
+        "f32",
+        "-v",
+        "--iterations",
+        iterations,
+    ];
+    with_driver(&args, variables)
+}
+
+/// Variables of the stand-in, and words that the answer must contain.
+type LoadCase = (
+    &'static [(&'static str, &'static str)],
+    &'static [&'static str],
+);
+
+#[test]
+fn kernels_that_the_driver_does_not_load_are_refused_with_what_to_try() {
+    let dir = tempfile::tempdir().unwrap();
+    let set = set(dir.path());
+    let cases: [LoadCase; 5] = [
+        (
+            &[("FAKE_CUDA_FAIL", "cuModuleLoadData:1:222")],
+            &["error 222", "530"],
+        ),
+        (
+            &[("FAKE_CUDA_FAIL", "cuModuleLoadData:1:221")],
+            &["libnvidia-ptxjitcompiler", "container"],
+        ),
+        (
+            &[
+                ("FAKE_CUDA_FAIL", "cuModuleLoadData:1:223"),
+                ("CUDA_DISABLE_PTX_JIT", "1"),
+            ],
+            &["CUDA_DISABLE_PTX_JIT", "unset it"],
+        ),
+        (
+            &[
+                ("FAKE_CUDA_FAIL", "cuModuleLoadData:1:200"),
+                ("CUDA_CACHE_PATH", "/somewhere/cache"),
+            ],
+            &["/somewhere/cache", "CUDA_CACHE_DISABLE=1"],
+        ),
+        (
+            &[("FAKE_CUDA_FAIL", "cuModuleGetFunction:2:500")],
+            &["find a kernel"],
+        ),
+    ];
+    for (variables, words) in cases {
+        let out = dir.path().join("run");
+        let Some(output) = short_training(&set, &out, "1", variables) else {
+            return;
+        };
+        let said = said(&output);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(
+            words.iter().all(|w| said.contains(w)) && !said.contains("panicked"),
+            "{variables:?}: {said}"
+        );
+    }
+}
+
+#[test]
+fn a_lost_device_is_named_and_the_run_goes_on_from_its_checkpoint() {
+    let dir = tempfile::tempdir().unwrap();
+    let set = set(dir.path());
+    let (whole, lost) = (dir.path().join("whole"), dir.path().join("lost"));
+    let Some(output) = short_training(&set, &whole, "4", &[]) else {
+        return;
+    };
+    assert!(output.status.success(), "{}", said(&output));
+    let model = |run: &Path| std::fs::read(run.join("model.safetensors")).unwrap();
+    // a step has about 20 kernels: the device is lost in the third iteration
+    for (variables, words) in [
+        (
+            &[("FAKE_CUDA_FAIL", "kernel:52:700")][..],
+            &["the GPU is lost", "CUDA error 700", "illegal memory access"][..],
+        ),
+        (
+            &[
+                ("FAKE_CUDA_FAIL", "kernel:52:719"),
+                ("PARAGON_CUDA_SYNC", "1"),
+            ],
+            &["CUDA error 719", "Xid", "kernel ", "of operation"],
+        ),
+        // a copy that fails while the one before it still reads the batch
+        (
+            &[("FAKE_CUDA_FAIL", "cuMemcpyHtoDAsync:12:1")],
+            &["copy a batch", "invalid argument"],
+        ),
+    ] {
+        let output = short_training(&set, &lost, "4", variables).unwrap();
+        let text = said(&output);
+        assert_eq!(output.status.code(), Some(1), "{text}");
+        for word in words.iter().chain(&["checkpoint of iteration"]) {
+            assert!(
+                text.contains(word),
+                "{variables:?}: no \"{word}\" in {text}"
+            );
+        }
+        assert!(!text.contains("panicked"), "{text}");
+        let output = short_training(&set, &lost, "4", &[]).unwrap();
+        assert!(output.status.success(), "{}", said(&output));
+        assert!(
+            model(&lost) == model(&whole),
+            "a resumed run gives other bits"
+        );
+        std::fs::remove_dir_all(&lost).unwrap();
+    }
+}
+
+/// Every switch gives the bits of the usual way: with and without graphs, with concurrent launches
+/// on the main stream, with a capture that fails half way.
+#[test]
+fn switches_do_not_change_the_bits() {
+    let dir = tempfile::tempdir().unwrap();
+    let set = set(dir.path());
+    let mut first: Option<Vec<u8>> = None;
+    let cases: [(&str, &str, &str); 7] = [
+        ("PARAGON_UNUSED", "1", "the step as one graph"),
+        (
+            "PARAGON_CUDA_FAIL_CAPTURE",
+            "3",
+            "PARAGON_CUDA_FAIL_CAPTURE=3",
+        ),
+        ("PARAGON_CUDA_GRAPH", "0", "kernel by kernel"),
+        ("PARAGON_CUDA_SYNC", "1", "kernel by kernel"),
+        ("PARAGON_CUDA_SIDE", "0", "the step as one graph"),
+        ("PARAGON_CUDA_PRIORITY", "1", "the step as one graph"),
+        ("PARAGON_CUDA_CARVEOUT", "44", "the step as one graph"),
+    ];
+    for (name, value, words) in cases {
+        let out = dir.path().join(name);
+        let Some(output) = short_training(&set, &out, "3", &[(name, value)]) else {
+            return;
+        };
+        let said = said(&output);
+        assert!(
+            output.status.success() && said.contains(words),
+            "{name}: {said}"
+        );
+        let model = std::fs::read(out.join("model.safetensors")).unwrap();
+        assert!(
+            *first.get_or_insert_with(|| model.clone()) == model,
+            "{name} changes the bits"
+        );
+    }
+    for (name, value) in [
+        ("PARAGON_CUDA_SYNC", "yes"),
+        ("PARAGON_CUDA_CARVEOUT", "101"),
+        ("PARAGON_CUDA_SUM_BLOCKS", "8"),
+    ] {
+        let out = dir.path().join("wrong");
+        let said = said(&short_training(&set, &out, "1", &[(name, value)]).unwrap());
+        assert!(
+            said.contains(name) && said.contains("expected a number from"),
+            "{said}"
+        );
+    }
+}
+
+#[test]
+fn a_turing_card_without_tensor_cores_trains_in_f32() {
+    let dir = tempfile::tempdir().unwrap();
+    let (set, out) = (set(dir.path()), dir.path().join("run"));
+    let args = [
+        "train",
+        "--shards",
+        text(&set),
+        "--out",
+        text(&out),
+        "--lq-size",
+        "12",
+        "--batch-size",
+        "2",
+        "--iterations",
+        "1",
+        "--device",
+        "cuda",
+        "-v",
+    ];
+    let card = [
+        ("FAKE_CUDA_CAPABILITY", "75"),
+        ("FAKE_CUDA_NAME", "NVIDIA GeForce GTX 1660 Ti"),
+    ];
+    let Some(output) = with_driver(&args, &card) else {
+        return;
+    };
+    let said = said(&output);
+    assert!(
+        output.status.success() && said.contains("GTX 1660 Ti (sm_75), f32"),
+        "{said}"
+    );
+}
+
+#[test]
+fn kernels_that_are_worse_than_the_table_are_named() {
+    let bench = [
+        "bench",
+        "step",
+        "--device",
+        "cuda",
+        "--batch-size",
+        "1",
+        "--lq-size",
+        "8",
+        "--steps",
+        "1",
+        "--step-only",
+        "--json",
+    ];
+    let run = |more: &[(&str, &str)]| {
+        let memory = ("FAKE_CUDA_MEMORY", "220000000");
+        let card = [&[memory, ("FAKE_CUDA_LIMITS", "1")], more].concat();
+        let output = with_driver(&bench, &card)?;
+        assert!(output.status.success(), "{}", said(&output));
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        Some((report, String::from_utf8_lossy(&output.stderr).into_owned()))
+    };
+    let Some((report, warnings)) = run(&[("FAKE_CUDA_BLOCKS", "16")]) else {
+        return;
+    };
+    assert!(!warnings.contains("warning"), "{warnings}");
+    let kernels = report["loaded"]["kernels"].as_array().unwrap();
+    let block = kernels.iter().find(|k| k["kernel"] == "nano_block_back");
+    let block = block.expect("the kernel of the block's backward pass");
+    assert_eq!(block["registers"], 16, "{block}");
+    assert_eq!(block["expected_blocks"], 2, "{block}");
+    assert!(report["loaded"]["load_seconds"].as_f64().is_some());
+    // the copies shrink until they fit
+    assert_eq!(report["copy_bytes"], 64 << 20, "{report}");
+    assert_eq!(report["copy_peak"], 360_048_000_000.0, "{report}");
+    let worse = [
+        ("FAKE_CUDA_BLOCKS", "1"),
+        ("FAKE_CUDA_REGISTERS", "255"),
+        ("FAKE_CUDA_LOCAL", "64"),
+    ];
+    let (_, warnings) = run(&worse).unwrap();
+    for words in [
+        "255 registers",
+        "64 bytes of local memory, 0 listed",
+        "1 blocks at once, ",
+        "are worse than kernels/ptx/RESOURCES.md lists",
+    ] {
+        assert!(warnings.contains(words), "{words}: {warnings}");
+    }
+}
+
+/// `scripts/gpu-check` on the stand-in: its first visit runs to the end and writes what it decides; a
+/// part whose time is over, or that fails, leaves the others running.
+#[test]
+fn gpu_check_runs_without_a_gpu() {
+    let Some(folder) = driver() else { return };
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/gpu-check");
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let run = |args: &[&str], card: &[(&str, &str)]| {
+        let output = std::process::Command::new("python3")
+            .arg(&script)
+            .args(["--tiny", "--out", text(&out), "--paragon"])
+            .arg(paragon::<&str>(&[]).get_program())
+            .args(args)
+            .env("LD_LIBRARY_PATH", &folder)
+            .env("FAKE_CUDA_MEMORY", "450000000")
+            .envs(card.iter().copied())
+            .output();
+        match output {
+            Ok(output) => Some(output),
+            Err(error) => {
+                println!("SKIP gpu-check: no python3 ({error})");
+                None
+            }
+        }
+    };
+    let Some(output) = run(&["--first-visit"], &[]) else {
+        return;
+    };
+    assert!(output.status.success(), "{}", said(&output));
+    let decisions = std::fs::read_to_string(out.join("decisions.md")).unwrap();
+    for what in [
+        "| kernels of f32 as compiled by this driver | 0 of",
+        "| selftest | 0 of",
+        "| carve-out 100 % |",
+        "| priorities |",
+        "| no graphs |",
+        "as many blocks that sum as run at once (16)",
+        "| bits with and without graphs and concurrent kernels |",
+        "Failed: nothing.",
+    ] {
+        assert!(decisions.contains(what), "{what}: {decisions}");
+    }
+    let report = std::fs::read_to_string(out.join("gpu-check.json")).unwrap();
+    let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+    assert_eq!(report["steps"].as_array().unwrap().len(), 6, "{report}");
+    assert_eq!(report["switches"].as_array().unwrap().len(), 6, "{report}");
+    // one part has no time, one fails, and the last still runs
+    let args = ["--only", "card,steps,bits", "--limit", "card=0"];
+    let output = run(&args, &[("PARAGON_CUDA_SUM_BLOCKS", "wrong")]).unwrap();
+    let text = said(&output);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    for what in [
+        "card: its 0 s are over",
+        "PARAGON_CUDA_SUM_BLOCKS is \"wrong\"",
+        "-- bits: ",
+        "failed: card (took more than 0 s), step",
+    ] {
+        assert!(text.contains(what), "{what}: {text}");
+    }
+    // nothing is timed where the selftest cannot run
+    let args = ["--only", "selftest,steps"];
+    let fail = [("FAKE_CUDA_FAIL", "cuModuleLoadData:1:222")];
+    let text = said(&run(&args, &fail).unwrap());
+    assert!(
+        text.contains("nothing is timed") && !text.contains("-- steps"),
+        "{text}"
+    );
+    let output = run(&["--dry-run"], &[]).unwrap();
+    let text = said(&output);
+    assert!(
+        output.status.success() && text.contains("would run (at most"),
+        "{text}"
+    );
+}

@@ -364,6 +364,24 @@ fn up_head_of_a_large_scale_and_without_sharpening() {
     }
 }
 
+/// With a small gain the weights of the folded convolution are below the smallest normal fp16 number;
+/// the kernels scale them, so that they keep their bits.
+#[test]
+fn a_small_gain_keeps_its_bits_in_fp16() {
+    let mut twin = Twin::new(2, 11);
+    let gain = twin.table.params.iter().find(|p| p.name.ends_with("gain"));
+    twin.params[gain.unwrap().range.offset] = 1e-4;
+    compare_network(
+        (&twin.net, &twin.params),
+        (2, 1, (17, 33), &[(L1, 100.0)], false, Recompute::Block),
+        OptimizerKind::AdamW,
+        Precision::Fp16,
+        &[Order::Mixed],
+        false,
+        |op| matches!(op, Op::Reconstruct(_) | Op::ReconstructBack(_)),
+    );
+}
+
 /// A thread block that computes several tiles moves the halo that neighbouring tiles share instead
 /// of computing it again. For every number of thread blocks, the gradient of the input must have
 /// the same bits and the sums must be nearly the same, even if rows of tiles begin and end within

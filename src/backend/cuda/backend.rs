@@ -1,36 +1,24 @@
 //! The backend that runs a plan's launches on a CUDA device, as graphs where the driver can capture
-//! them. It promises that a device that fails is an error, never a panic. Depends on the device
-//! and on the lowering.
+//! them. It promises that a device that fails is an error, never a panic. Depends on the device,
+//! the places of batches and the lowering; `launching.rs` has its launches.
 
 use super::CudaSizing;
+use super::batch::BatchPlace;
 use super::device::{Device, Memory};
-use super::driver::Call;
-use super::launch::{Launch, Order, Program};
+use super::driver::{Call, settle};
+use super::launch::{Launch, Program};
 use super::lower::{lower, lower_range};
 use super::module::Module;
+use super::resources::{KernelResources, carveout, listed};
 use super::scalars::scalars_launch;
+use super::signatures::SET_SCALARS;
 use crate::backend::{Backend, BatchView, Error, LentBackend, Scalars, StepMetrics};
-use crate::plan::{BufferId, METRICS, Plan, PlanData};
+use crate::plan::{BufferId, METRICS, Plan};
 use crate::sys::host_memory::{Fence, HostBlock};
-use anyhow::{Context, Result};
-use cudarc::driver::{CudaEvent, CudaGraph, result, sys};
-use std::ffi::c_void;
+use anyhow::Result;
+use cudarc::driver::{CudaEvent, CudaGraph, result};
+use std::collections::BTreeSet;
 use std::sync::Arc;
-
-/// Where a staged batch is kept on the device: the next batch is copied to one place while the step
-/// reads the other.
-pub(super) struct BatchPlace {
-    /// The batch's buffer; `None` for a plan without a batch.
-    batch: Option<BufferId>,
-    /// Its address.
-    at: u64,
-    /// Passes when the last micro-batch that read it is done.
-    used: CudaEvent,
-    /// The launches of a micro-batch that reads it.
-    pub(super) launches: Vec<Launch>,
-    /// The same, captured.
-    graph: Option<CudaGraph>,
-}
 
 /// The metrics of an update, copied to the host asynchronously, so that the next step may start
 /// before they are read.
@@ -42,96 +30,26 @@ struct MetricsCopy {
 
 /// A plan loaded on a device.
 pub struct CudaBackend {
-    plan: Plan,
+    pub(super) plan: Plan,
     pub(super) device: Arc<Device>,
     /// Where the plan's arena begins: at the allocation's start, or inside the part that another
     /// backend lends.
-    base: u64,
+    pub(super) base: u64,
     memory: Arc<Memory>,
-    module: Arc<Module>,
+    pub(super) module: Arc<Module>,
     /// Two where the next batch is copied ahead, else one.
     pub(super) places: Vec<BatchPlace>,
     /// Index of the place that the next micro-batch reads.
     pub(super) current: usize,
     /// The launches of the optimizer, and the same captured.
     pub(super) update: Vec<Launch>,
-    update_graph: Option<CudaGraph>,
+    pub(super) update_graph: Option<CudaGraph>,
     /// The launch that set the device's block of scalars last.
-    scalars: Option<Launch>,
+    pub(super) scalars: Option<Launch>,
     /// The metrics of the last update; `None` before the first.
     metrics_copy: Option<MetricsCopy>,
     /// Why the step is launched kernel by kernel; `None` where it is captured.
     pub(super) no_graph: Option<String>,
-}
-
-/// A fence that passes when a copy from host memory is done. Dropping it waits, so that memory that
-/// is still read is never reused.
-struct CopyFence(CudaEvent);
-
-impl Fence for CopyFence {
-    fn is_done(&self) -> bool {
-        // the calling thread may not have used the device yet
-        self.0.context().bind_to_thread().is_ok() && self.0.is_complete()
-    }
-
-    fn wait(&self) {
-        // an error of the device is reported by the next call that returns a result
-        let _ = self.0.synchronize();
-    }
-}
-
-impl Drop for CopyFence {
-    fn drop(&mut self) {
-        self.wait();
-    }
-}
-
-impl BatchPlace {
-    fn new(device: &Device, batch: Option<BufferId>, at: u64) -> Result<BatchPlace> {
-        Ok(BatchPlace {
-            batch,
-            at,
-            used: device.event()?,
-            launches: Vec::new(),
-            graph: None,
-        })
-    }
-
-    /// The places of a plan's batches, with the launches that read each; one place without a batch
-    /// where the plan takes none.
-    fn all(
-        device: &Device,
-        plan: &PlanData,
-        base: u64,
-        micro: &[Launch],
-    ) -> Result<Vec<BatchPlace>> {
-        let batches = plan.batch.map(|b| b.buffer);
-        let mut places = Vec::new();
-        for buffer in batches.into_iter().chain(plan.ports.next_batch) {
-            let at = base + plan.buffer(buffer).offset;
-            places.push(BatchPlace::new(device, Some(buffer), at)?);
-        }
-        if places.is_empty() {
-            places.push(BatchPlace::new(device, None, 0)?);
-        }
-        for place in &mut places {
-            place.launches = place.reading(plan, micro);
-        }
-        Ok(places)
-    }
-
-    /// A plan's launches, reading the batch from here.
-    fn reading(&self, plan: &PlanData, launches: &[Launch]) -> Vec<Launch> {
-        let mut launches = launches.to_vec();
-        if let (Some(from), Some(to)) = (plan.batch, self.batch) {
-            launches
-                .iter_mut()
-                .flat_map(|l| l.arguments.pointers_mut())
-                .filter(|pointer| pointer.buffer == from.buffer)
-                .for_each(|pointer| pointer.buffer = to);
-        }
-        launches
-    }
 }
 
 impl CudaBackend {
@@ -174,116 +92,13 @@ impl CudaBackend {
             metrics_copy: None,
             no_graph: None,
         };
-        // a missing kernel is an error now, not at the first step
-        let names: Vec<&'static str> = backend.places[0]
-            .launches
-            .iter()
-            .chain(&backend.update)
-            .map(|l| l.kernel)
-            .collect();
-        names
-            .into_iter()
-            .try_for_each(|name| backend.module.function(name).map(|_| ()))?;
+        backend.load_kernels()?;
         // a lent backend's batch must not be copied over memory that a running step still uses
         backend
             .places
             .iter()
             .try_for_each(|p| p.used.record(&device.compute).call("mark a place"))?;
         Ok(backend)
-    }
-
-    /// Captures the step as graphs; where that fails, it is launched kernel by kernel.
-    fn capture(&mut self) {
-        let graphs: Result<Vec<_>> = self
-            .places
-            .iter()
-            .map(|p| &p.launches)
-            .chain([&self.update])
-            .map(|l| self.graph(l, 1))
-            .collect();
-        match graphs {
-            Ok(mut graphs) => {
-                self.update_graph = graphs.pop().flatten();
-                self.places
-                    .iter_mut()
-                    .zip(graphs)
-                    .for_each(|(place, graph)| place.graph = graph);
-            }
-            Err(error) => self.no_graph = Some(format!("{error:#}")),
-        }
-    }
-
-    /// Captures `repeats` copies of some launches, one after another, as a graph; `None` for no
-    /// launches.
-    pub(super) fn graph(&self, launches: &[Launch], repeats: usize) -> Result<Option<CudaGraph>> {
-        if launches.is_empty() {
-            return Ok(None);
-        }
-        let stream = self.device.compute.clone();
-        stream
-            .begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
-            .call("begin a capture")?;
-        let launched = (0..repeats).try_for_each(|_| self.launch(launches));
-        // a capture must be ended even after an error, or the stream is unusable
-        let graph = stream
-            .end_capture(sys::CUgraphInstantiate_flags(0))
-            .call("end a capture");
-        launched?;
-        graph
-    }
-
-    /// Launches kernels in their orders. Later work on the main stream waits for all of them.
-    pub(super) fn launch(&self, launches: &[Launch]) -> Result<()> {
-        self.device.bind()?;
-        let Device { compute, side, .. } = &*self.device;
-        let mut side_in_use = false;
-        for l in launches {
-            let stream = if l.order == Order::Concurrent {
-                self.device.order(compute, side)?;
-                side_in_use = true;
-                side
-            } else {
-                if l.order == Order::Join && std::mem::take(&mut side_in_use) {
-                    self.device.order(side, compute)?;
-                }
-                compute
-            };
-            let function = self.module.function(l.kernel)?;
-            let mut arguments = l
-                .arguments
-                .words(|p| self.base + self.plan.buffer(p.buffer).offset + p.bytes);
-            // one parameter, the struct; the driver copies as many bytes as the kernel declares
-            let mut parameters: [*mut c_void; 1] = [arguments.as_mut_ptr().cast()];
-            let [mut x, y, z] = l.grid;
-            if l.persistent {
-                x = x.min(self.device.processors * function.blocks_at_once(l.block, l.shared)?);
-            }
-            // SAFETY: the arguments are the struct that the kernel declares (both come from one
-            // declaration) and outlive the call; their addresses are inside the plan's buffers,
-            // which tests show by replaying the same launches on the host
-            unsafe {
-                result::launch_kernel(
-                    function.0,
-                    (x, y, z),
-                    (l.block, 1, 1),
-                    l.shared,
-                    stream.cu_stream(),
-                    &mut parameters,
-                )
-            }
-            .call("launch a kernel")
-            .with_context(|| {
-                l.op.map_or_else(
-                    || l.kernel.to_string(),
-                    |op| format!("{} of operation {op}", l.kernel),
-                )
-            })?;
-        }
-        if side_in_use {
-            self.device.order(side, compute)
-        } else {
-            Ok(())
-        }
     }
 
     /// Launches the kernel that sets the device's scalars, unless it holds these already.
@@ -296,6 +111,83 @@ impl CudaBackend {
             self.scalars = Some(launch);
         }
         Ok(())
+    }
+
+    /// Kernel, threads of a block and bytes of shared memory of the plan's launches, each once.
+    fn shapes(&self) -> BTreeSet<(&'static str, u32, u32)> {
+        let launches = self.places[0].launches.iter().chain(&self.update);
+        launches.map(|l| (l.kernel, l.block, l.shared)).collect()
+    }
+
+    /// Finds every kernel of the plan, so that a missing one is an error now and not at the first
+    /// step, and divides the multiprocessors' cache: as much shared memory as the blocks that run at
+    /// once use, the rest for loads. All kernels ask for the same, since a multiprocessor must be
+    /// idle to change the division.
+    fn load_kernels(&self) -> Result<()> {
+        if self.plan.ports.scalars.is_some() {
+            self.module.function(SET_SCALARS.name)?;
+        }
+        let reserved = u64::from(self.device.multiprocessor().reserved_bytes);
+        let mut used = 0;
+        let mut blocks = Vec::new();
+        for (kernel, threads, shared) in self.shapes() {
+            let function = self.module.function(kernel)?;
+            // an earlier plan may have lowered it
+            function.set_carveout(100);
+            let fit = function.blocks_at_once(threads, shared)?;
+            used = used.max(u64::from(fit) * (u64::from(shared) + reserved));
+            blocks.push((kernel, threads, shared, fit));
+        }
+        let percent = self
+            .device
+            .switches
+            .carveout
+            .unwrap_or_else(|| carveout(self.device.capability, used));
+        self.module.divide_cache(percent)?;
+        // the driver decides what a percentage means: no kernel may lose blocks by it
+        for (kernel, threads, shared, fit) in blocks {
+            let function = self.module.function(kernel)?;
+            if self.device.switches.carveout.is_none()
+                && function.blocks_at_once(threads, shared)? < fit
+            {
+                return self.module.divide_cache(100);
+            }
+        }
+        Ok(())
+    }
+
+    /// What the driver's assembler made of the plan's kernels.
+    ///
+    /// # Errors
+    /// When the driver refuses.
+    pub fn resources(&self) -> Result<Vec<KernelResources>> {
+        use cudarc::driver::sys::CUfunction_attribute_enum as A;
+        self.device.bind()?;
+        let (precision, capability) = (self.plan.precision, self.device.capability);
+        let limits = self.device.multiprocessor();
+        let resources = self.shapes().into_iter().map(|(kernel, threads, shared)| {
+            let function = self.module.function(kernel)?;
+            let listed = listed(kernel, precision, capability);
+            Ok(KernelResources {
+                kernel,
+                precision,
+                threads,
+                shared_bytes: shared,
+                registers: function.attribute(A::CU_FUNC_ATTRIBUTE_NUM_REGS)?,
+                local_bytes: function.attribute(A::CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES)?,
+                blocks_at_once: function.blocks_at_once(threads, shared)?,
+                listed_registers: listed.map(|(registers, _)| registers),
+                listed_local_bytes: listed.map(|(_, local)| local),
+                expected_blocks: listed
+                    .and_then(|(registers, _)| limits.blocks(registers, threads, shared)),
+            })
+        });
+        resources.collect()
+    }
+
+    /// Percent of a multiprocessor's cache that the kernels have as shared memory.
+    pub fn carveout(&self) -> i32 {
+        self.module.carveout()
     }
 
     fn range(&self, buffer: BufferId, offset: usize, len: usize) -> Result<u64> {
@@ -364,49 +256,9 @@ impl Backend for CudaBackend {
         self.device.bind()?;
         // the place that the running micro-batch does not read
         let next = (self.current + 1) % self.places.len();
-        // a new event, since the fence may outlive the place's next copy
-        let copied = self.device.event()?;
-        let place = &self.places[next];
-        let stream = self.device.copies.cu_stream();
-        self.device
-            .copies
-            .wait(&place.used)
-            .call("wait for a batch's place")?;
-        let parts = [
-            (0, batch.lq),
-            (layout.lq_bytes(), batch.hr),
-            (layout.augment_offset(), batch.augment),
-        ];
-        for (at, bytes) in parts {
-            if !bytes.is_empty() {
-                // SAFETY: the sizes were checked; the fence keeps the bytes until the copy is done.
-                // Without a fence, after an error, the wait below does
-                let begun =
-                    unsafe { result::memcpy_htod_async(place.at + at as u64, bytes, stream) }
-                        .call("copy a batch");
-                if begun.is_err() {
-                    // copies that were started before still read the batch
-                    let _ = self.device.copies.synchronize();
-                    return begun.map(|()| None);
-                }
-            }
-        }
-        if batch.augment.is_empty() {
-            // SAFETY: the codes are the last part of the batch's buffer
-            unsafe {
-                result::memset_d8_async(
-                    place.at + layout.augment_offset() as u64,
-                    0,
-                    layout.count,
-                    stream,
-                )
-            }
-            .call("clear the codes")?;
-        }
-        copied.record(&self.device.copies).call("mark a copy")?;
-        self.device.compute.wait(&copied).call("wait for a batch")?;
+        let fence = self.places[next].copy(&self.device, &layout, batch)?;
         self.current = next;
-        Ok(Some(Box::new(CopyFence(copied))))
+        Ok(Some(fence))
     }
 
     fn micro_step(&mut self, scalars: &Scalars) -> Result<()> {
@@ -449,12 +301,7 @@ impl Backend for CudaBackend {
         let copy = match &mut self.metrics_copy {
             Some(copy) => copy,
             None => {
-                // a blocking wait leaves the core to the loader
-                let copied = self
-                    .device
-                    .context
-                    .new_event(Some(sys::CUevent_flags::CU_EVENT_BLOCKING_SYNC))
-                    .call("make an event")?;
+                let copied = self.device.blocking_event()?;
                 self.metrics_copy.insert(MetricsCopy {
                     values: self.device.pinned(size_of::<[f64; METRICS]>())?,
                     copied,
@@ -493,7 +340,9 @@ impl Backend for CudaBackend {
 
 impl Drop for CudaBackend {
     fn drop(&mut self) {
-        let _ = self.device.copies.synchronize();
-        let _ = self.device.compute.synchronize();
+        // the side stream, too: a launch that fails leaves the concurrent ones before it running
+        for stream in [&self.device.copies, &self.device.side, &self.device.compute] {
+            settle(stream);
+        }
     }
 }

@@ -4,7 +4,7 @@
 use super::arguments::Address;
 use super::constants::{BANK_GAP, FEATURES, TAPS};
 use super::launch::Shape;
-use super::limits::SUM_BLOCKS;
+use super::limits::most_sum_blocks;
 use super::lowering::{Lowering, int};
 use super::reduce::{self, Sums, To};
 use super::signatures::{
@@ -23,7 +23,7 @@ pub(super) fn sum_count(o: &ConvBack) -> usize {
 
 /// Blocks that each have a partial sum of everything.
 fn sum_blocks(o: &ConvBack) -> usize {
-    tiles(o.forward.extent).min(SUM_BLOCKS)
+    tiles(o.forward.extent).min(most_sum_blocks())
 }
 
 pub(super) fn workspace(o: &ConvBack) -> u64 {

@@ -2,8 +2,10 @@
 //! device that cannot be used, or too little memory, is an error, never a panic. Depends on the
 //! driver and the modules.
 
-use super::driver::{Call, LEAST_CAPABILITY, device_count};
+use super::driver::{Call, LEAST_CAPABILITY, bind_to_release, device_count};
 use super::module::Module;
+use super::resources::Multiprocessor;
+use super::switches::Switches;
 use crate::backend::Error;
 use crate::plan::Precision;
 use crate::support::text::bytes_text;
@@ -16,6 +18,50 @@ use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+/// Bytes of the copy that measures the memory's speed, if the card has room for two such ranges.
+const LARGEST_COPY: u64 = 256 << 20;
+
+/// The least bytes of that copy; the caches of current cards hold more, so the measured speed may
+/// then be that of a cache.
+const SMALLEST_COPY: u64 = 32 << 20;
+
+/// The speed of the device's memory.
+#[derive(Clone, Copy, Debug)]
+pub struct CopySpeed {
+    /// Bytes a second of a copy, reads and writes counted.
+    pub bytes_per_second: f64,
+    /// Bytes of the copy.
+    pub bytes: u64,
+    /// Memory clock times width of the bus, bytes a second; `None` if the driver does not state
+    /// them.
+    pub peak_bytes_per_second: Option<f64>,
+    /// Size of the card's cache, bytes; `None` if the driver does not state it.
+    pub l2_bytes: Option<u64>,
+}
+
+impl CopySpeed {
+    /// The share of the peak that the copy reaches, where it is so low (under three quarters) that
+    /// the card is shared with another program, or throttled.
+    pub fn suspicious_share(&self) -> Option<f64> {
+        let share = self.bytes_per_second / self.peak_bytes_per_second?;
+        (share < 0.75).then_some(share)
+    }
+}
+
+/// Cards of compute capability 7.5 without tensor cores, by words of their names: half precision
+/// gains nothing there.
+const WITHOUT_TENSOR_CORES: [&str; 13] = [
+    "1630", "1650", "1660", "T400", "T500", "T550", "T600", "T1000", "T1200", "T2000", "MX450",
+    "MX550", "CMP",
+];
+
+/// Whether a card of compute capability 7.5 has tensor cores.
+fn has_tensor_cores(name: &str) -> bool {
+    !name
+        .split_whitespace()
+        .any(|word| WITHOUT_TENSOR_CORES.contains(&word))
+}
+
 /// An opened device with its streams.
 pub struct Device {
     /// As the driver names it.
@@ -26,6 +72,7 @@ pub struct Device {
     pub(super) processors: u32,
     pub(super) context: Arc<CudaContext>,
     modules: Mutex<HashMap<Precision, Arc<Module>>>,
+    pub(super) switches: Switches,
     /// The main stream: launches in order, copies of metrics.
     pub(super) compute: Arc<CudaStream>,
     /// The side stream, for concurrent launches.
@@ -38,8 +85,10 @@ impl Device {
     /// Opens device number `ordinal`.
     ///
     /// # Errors
-    /// When there is no driver or no such device, or the card is older than sm_75.
+    /// When there is no driver or no such device, the card is older than sm_75, or a variable of
+    /// the environment has a wrong value.
     pub fn open(ordinal: usize) -> Result<Arc<Device>> {
+        let switches = Switches::read()?;
         let count = device_count()?;
         ensure!(
             count > 0,
@@ -73,13 +122,25 @@ impl Device {
             .attribute(sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT);
         let processors = u32::try_from(processors.call("count its multiprocessors")?)?;
         let stream = || context.new_stream().call("make a stream");
-        let (compute, side, copies) = (stream()?, stream()?, stream()?);
+        let (compute, side) = if switches.priority {
+            let (least, greatest) =
+                result::stream::get_priority_range().call("ask for priorities")?;
+            let stream = |priority| context.new_stream_with_priority(priority);
+            (
+                stream(greatest).call("make a stream")?,
+                stream(least).call("make a stream")?,
+            )
+        } else {
+            (stream()?, stream()?)
+        };
+        let copies = stream()?;
         Ok(Arc::new(Device {
             name,
             capability,
             processors,
             context,
             modules: Mutex::default(),
+            switches,
             compute,
             side,
             copies,
@@ -91,7 +152,60 @@ impl Device {
     /// # Errors
     /// When the driver refuses.
     pub(super) fn bind(&self) -> Result<()> {
+        // an error that was stored when memory or an event was released, on any thread
+        self.context
+            .check_err()
+            .call("complete an earlier call that released something")?;
         self.context.bind_to_thread().call("use the device")
+    }
+
+    /// The type of activations that the card is fastest with.
+    pub fn usual_precision(&self) -> Precision {
+        if self.capability >= 80 {
+            Precision::Bf16
+        } else if has_tensor_cores(&self.name) {
+            Precision::Fp16
+        } else {
+            Precision::F32
+        }
+    }
+
+    /// Seconds that loading the kernels for a type of activations took; `None` before
+    /// [`Device::prepare`] or a plan has loaded them.
+    pub fn load_seconds(&self, precision: Precision) -> Option<f64> {
+        let modules = self.modules.lock().unwrap_or_else(PoisonError::into_inner);
+        let module = modules.get(&precision)?;
+        Some(module.load_time.as_secs_f64())
+    }
+
+    /// A property of the card that its driver may not state, as 0.
+    fn attribute(&self, attribute: sys::CUdevice_attribute) -> u64 {
+        let value = self.context.attribute(attribute).unwrap_or(0);
+        u64::try_from(value).unwrap_or(0)
+    }
+
+    /// Multiprocessors.
+    pub fn multiprocessors(&self) -> u32 {
+        self.processors
+    }
+
+    /// The largest clock of the multiprocessors, Hz; `None` if the driver does not state it.
+    pub fn clock(&self) -> Option<f64> {
+        let khz = self.attribute(sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_CLOCK_RATE);
+        (khz > 0).then_some(1e3 * khz as f64)
+    }
+
+    /// What a multiprocessor has for the blocks that it holds.
+    pub(super) fn multiprocessor(&self) -> Multiprocessor {
+        use sys::CUdevice_attribute_enum as A;
+        let of = |attribute| u32::try_from(self.attribute(attribute)).unwrap_or(0);
+        Multiprocessor {
+            registers: of(A::CU_DEVICE_ATTRIBUTE_MAX_REGISTERS_PER_MULTIPROCESSOR),
+            shared_bytes: of(A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR),
+            reserved_bytes: of(A::CU_DEVICE_ATTRIBUTE_RESERVED_SHARED_MEMORY_PER_BLOCK),
+            threads: of(A::CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_MULTIPROCESSOR),
+            blocks: of(A::CU_DEVICE_ATTRIBUTE_MAX_BLOCKS_PER_MULTIPROCESSOR),
+        }
     }
 
     /// The kernels for a type of activations; loaded once.
@@ -127,19 +241,42 @@ impl Device {
         Ok(((total - free) as u64, free as u64))
     }
 
-    /// Bytes a second of a large copy inside the device's memory, counting reads and writes. The
-    /// least bytes of a step divided by it are the least time that the step can take.
+    /// The speed of a large copy inside the device's memory. The least bytes of a step divided by
+    /// it are the least time that the step can take, unless they fit the card's cache.
     ///
     /// # Errors
-    /// When there is no room for the copy.
-    pub fn copy_bandwidth(self: &Arc<Self>) -> Result<f64> {
-        const BYTES: usize = 256 << 20;
+    /// When there is no room even for a small copy.
+    pub fn copy_speed(self: &Arc<Self>) -> Result<CopySpeed> {
+        use sys::CUdevice_attribute_enum as A;
+        let mut bytes = LARGEST_COPY;
+        let (from, to) = loop {
+            let pair =
+                Memory::new(self, bytes).and_then(|from| Ok((from, Memory::new(self, bytes)?)));
+            match pair {
+                Ok(pair) => break pair,
+                // a small or busy card
+                Err(_) if bytes > SMALLEST_COPY => bytes /= 2,
+                Err(error) => return Err(error),
+            }
+        };
+        // two transfers a clock; kHz and bits
+        let clock = 1e3 * self.attribute(A::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE) as f64;
+        let width = self.attribute(A::CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH) as f64 / 8.0;
+        let l2_bytes = self.attribute(A::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE);
+        Ok(CopySpeed {
+            bytes_per_second: self.time_copies(&from, &to)?,
+            bytes,
+            peak_bytes_per_second: (clock * width > 0.0).then_some(2.0 * clock * width),
+            l2_bytes: (l2_bytes > 0).then_some(l2_bytes),
+        })
+    }
+
+    /// Bytes a second of copies from one range to another of the same size, reads and writes
+    /// counted.
+    fn time_copies(&self, from: &Memory, to: &Memory) -> Result<f64> {
         const COPIES: usize = 20;
         const WARM_UP: Duration = Duration::from_millis(700);
-        let (from, to) = (
-            Memory::new(self, BYTES as u64)?,
-            Memory::new(self, BYTES as u64)?,
-        );
+        let bytes = from.bytes.min(to.bytes) as usize;
         let mut best = f64::INFINITY;
         let begun = Instant::now();
         // copy long enough for an idle card to reach its full clocks; what is timed after this
@@ -150,17 +287,17 @@ impl Device {
             let end = self.context.new_event(timing).call("make an event")?;
             start.record(&self.compute).call("mark a copy")?;
             for _ in 0..COPIES {
-                // SAFETY: both ranges were allocated above with this size, and live until the copy is
-                // done, since the time taken below waits for it
+                // SAFETY: both ranges have this size, and live until the copy is done, since the
+                // time taken below waits for it
                 unsafe {
-                    result::memcpy_dtod_async(to.base, from.base, BYTES, self.compute.cu_stream())
+                    result::memcpy_dtod_async(to.base, from.base, bytes, self.compute.cu_stream())
                 }
                 .call("copy inside the device")?;
             }
             end.record(&self.compute).call("mark a copy")?;
             best = best.min(f64::from(start.elapsed_ms(&end).call("time a copy")?) / 1e3);
         }
-        Ok((2 * BYTES * COPIES) as f64 / best)
+        Ok((2 * bytes * COPIES) as f64 / best)
     }
 
     /// Waits for all work on the main stream.
@@ -171,12 +308,22 @@ impl Device {
         self.compute.synchronize().call("finish the launched work")
     }
 
-    /// A new event.
+    /// A new event that only streams wait for.
     ///
     /// # Errors
     /// When the driver refuses.
     pub(super) fn event(&self) -> Result<CudaEvent> {
         self.context.new_event(None).call("make an event")
+    }
+
+    /// A new event that a thread waits for: the wait leaves the core to the loader.
+    ///
+    /// # Errors
+    /// When the driver refuses.
+    pub(super) fn blocking_event(&self) -> Result<CudaEvent> {
+        self.context
+            .new_event(Some(sys::CUevent_flags::CU_EVENT_BLOCKING_SYNC))
+            .call("make an event")
     }
 
     /// Makes launches on stream `then` from here on wait for all launches on stream `first` so far.
@@ -207,9 +354,8 @@ impl Device {
             start.as_ptr().write_bytes(0, length);
             let device = self.clone();
             Ok(HostBlock::foreign(start, length, move |start, _| {
-                let _ = device
-                    .bind()
-                    .map(|()| result::free_host(start.as_ptr().cast::<c_void>()));
+                bind_to_release(&device.context);
+                let _ = result::free_host(start.as_ptr().cast::<c_void>());
             }))
         }
     }
@@ -263,11 +409,35 @@ impl Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
+        bind_to_release(&self.device.context);
         // SAFETY: allocated in `new` and freed here alone; nothing uses it any more, since
         // backends wait for their streams when dropped
-        let _ = self
-            .device
-            .bind()
-            .map(|()| unsafe { result::free_sync(self.base) });
+        let _ = unsafe { result::free_sync(self.base) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn turing_cards_without_tensor_cores_are_known_by_name() {
+        for name in [
+            "NVIDIA GeForce GTX 1650 SUPER",
+            "NVIDIA GeForce GTX 1660 Ti with Max-Q Design",
+            "NVIDIA T600 Laptop GPU",
+            "Quadro T2000",
+            "NVIDIA GeForce MX450",
+        ] {
+            assert!(!has_tensor_cores(name), "{name}");
+        }
+        for name in [
+            "Tesla T4",
+            "NVIDIA GeForce RTX 2060",
+            "Quadro RTX 4000",
+            "NVIDIA TITAN RTX",
+        ] {
+            assert!(has_tensor_cores(name), "{name}");
+        }
     }
 }

@@ -1,13 +1,37 @@
 //! Limits that launches keep to, and numbers of blocks and images that workspaces are sized by.
 //! Depends on nothing.
 
+use std::ops::RangeInclusive;
+use std::sync::OnceLock;
+
 /// Most dynamic shared memory of a block, bytes: a multiprocessor with 100 KiB, of which every
 /// block takes one more, holds two.
 pub const MOST_SHARED: u32 = 49 << 10;
 
-/// Blocks of a kernel that sums over pixels: nearly two for every multiprocessor of the largest
-/// card in use. The number is the same on every card, so that sums have one order.
-pub(super) const SUM_BLOCKS: usize = 256;
+/// Blocks of a kernel that sums over pixels, unless [`SUM_BLOCKS_VARIABLE`] says otherwise: nearly
+/// two for every multiprocessor of the largest card in use.
+const SUM_BLOCKS: usize = 256;
+
+/// Sets the number of these blocks, for measurements: it changes the order of sums, so also the last
+/// bits of a training.
+pub(super) const SUM_BLOCKS_VARIABLE: &str = "PARAGON_CUDA_SUM_BLOCKS";
+
+/// Numbers that it may have: a layer divides them among up to 16 groups.
+pub(super) const SUM_BLOCKS_RANGE: RangeInclusive<usize> = 16..=1024;
+
+/// Most blocks of a kernel that sums over pixels. The number is the same on every card, so that sums have
+/// one order; it never changes while the program runs.
+pub(super) fn most_sum_blocks() -> usize {
+    static BLOCKS: OnceLock<usize> = OnceLock::new();
+    *BLOCKS.get_or_init(|| {
+        // a wrong value is reported when a device is opened
+        let text = std::env::var(SUM_BLOCKS_VARIABLE).unwrap_or_default();
+        let asked = text.parse().ok();
+        asked
+            .filter(|blocks| SUM_BLOCKS_RANGE.contains(blocks))
+            .unwrap_or(SUM_BLOCKS)
+    })
+}
 
 /// Images whose planes a structural loss holds at once: enough to fill a card with LQ 128, few
 /// enough to stay in its cache.

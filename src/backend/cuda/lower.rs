@@ -81,3 +81,37 @@ fn fused(l: &mut Lowering<'_>, plan: &PlanData, at: usize) -> Result<bool> {
     }
     Ok(true)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::CudaSizing;
+    use super::*;
+    use crate::model::{InferenceSpec, Network, inference_plan};
+    use crate::plan::Precision;
+
+    /// Whether a tile of an image can be enlarged by 8.
+    fn lowered(side: usize) -> Result<Program> {
+        let spec = InferenceSpec {
+            batch: 1,
+            lq: (side, side),
+            float_input: false,
+        };
+        let sizing = CudaSizing {
+            precision: Precision::F32,
+        };
+        let plan = inference_plan(&Network::new("nano", 8)?, &spec, &sizing)?;
+        lower(&plan)
+    }
+
+    #[test]
+    fn a_tile_that_kernels_cannot_index_is_refused() {
+        // 3 x (3344 x 8)^2 values are just below 2^31
+        lowered(3344).unwrap();
+        let error = lowered(3345).unwrap_err();
+        let kind = error.downcast_ref();
+        assert!(
+            matches!(kind, Some(crate::backend::Error::Unsupported(text)) if text.contains("smaller")),
+            "{error:#}"
+        );
+    }
+}

@@ -2,13 +2,14 @@
 //! family of operations, as in `kernels/`; a device, or in the tests the host's fibers, runs the
 //! launches and needs nothing else. Depends on the plan.
 //!
-//! Inside, each file depends only on files further down this list: `profile`, `backend`, `device`,
-//! `module`, `driver`; `lower`, `sizing`, the families (`conv`, `nano`, `reconstruct`, `structural`,
+//! Inside, each file depends only on files further down this list: `profile`, `launching`, `backend`,
+//! `batch`, `device`, `module`, `driver`, `resources`, `switches`; `lower`, `sizing`, the families (`conv`, `nano`, `reconstruct`, `structural`,
 //! `optimizer`, `pixels`, `plain`), `reduce`, `lowering`, `scalars`, `launch`, `signatures`, `arguments`,
 //! `tiles`, `limits`, `constants`.
 
 mod arguments;
 mod backend;
+mod batch;
 mod constants;
 mod conv;
 mod device;
@@ -16,6 +17,7 @@ mod driver;
 #[cfg(test)]
 mod interface;
 mod launch;
+mod launching;
 mod limits;
 mod lower;
 mod lowering;
@@ -28,17 +30,19 @@ mod plain;
 mod profile;
 mod reconstruct;
 mod reduce;
+mod resources;
 mod scalars;
 mod signatures;
 mod sizing;
 mod structural;
+mod switches;
 mod tiles;
 
 // what the tests need to run the kernels without a device
 #[doc(hidden)]
 pub use arguments::{Arguments, Pointer};
 pub use backend::CudaBackend;
-pub use device::Device;
+pub use device::{CopySpeed, Device};
 pub use driver::device_count;
 #[doc(hidden)]
 pub use launch::{Launch, Order, Program};
@@ -46,6 +50,8 @@ pub use launch::{Launch, Order, Program};
 pub use limits::MOST_SHARED;
 #[doc(hidden)]
 pub use lower::{lower, lower_range};
+pub use profile::LaunchTime;
+pub use resources::KernelResources;
 #[doc(hidden)]
 pub use scalars::{SCALARS_BYTES, scalars_launch};
 pub use sizing::{CONTEXT_ESTIMATE, CudaSizing, DRIVER_HOST_ESTIMATE};

@@ -2,14 +2,17 @@
 //! with zstd, one module for every type of activations and generation of cards, compiled by the
 //! driver when it is loaded. Depends on the driver.
 
-use super::driver::Call;
+use super::driver::{Call, bind_to_release};
 use super::limits::MOST_SHARED;
+use crate::backend::Error;
 use crate::plan::Precision;
 use anyhow::{Context, Result};
-use cudarc::driver::{CudaContext, result, sys};
+use cudarc::driver::{CudaContext, DriverError, result, sys};
 use std::collections::HashMap;
 use std::ffi::CString;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// (type, least compute capability x 10, compressed PTX); of one type the newest comes first.
 const MODULES: [(Precision, i32, &[u8]); 4] = [
@@ -40,6 +43,11 @@ pub(super) struct Module {
     handle: sys::CUmodule,
     functions: Mutex<HashMap<&'static str, Function>>,
     context: Arc<CudaContext>,
+    /// Time that loading took. It is seconds when the driver compiles the PTX, and milliseconds when
+    /// the driver finds the result of an earlier start in its cache.
+    pub load_time: Duration,
+    /// Percent of a multiprocessor's cache that the functions ask for as shared memory.
+    carveout: AtomicI32,
 }
 
 /// A kernel of a loaded module.
@@ -66,6 +74,61 @@ impl Function {
         status.result().call("ask how many blocks fit")?;
         Ok(u32::try_from(blocks)?.max(1))
     }
+
+    /// An attribute that the driver's assembler gave the function.
+    ///
+    /// # Errors
+    /// When the driver refuses.
+    pub fn attribute(self, attribute: sys::CUfunction_attribute) -> Result<u32> {
+        // SAFETY: the function belongs to a module that is still loaded
+        let value = unsafe { result::function::get_function_attribute(self.0, attribute) };
+        Ok(u32::try_from(value.call("ask for a kernel's attribute")?)?)
+    }
+
+    /// Sets the percent of a multiprocessor's cache that is shared memory while the kernel runs. It
+    /// is a hint, so a refusal is ignored.
+    pub fn set_carveout(self, percent: i32) {
+        let carveout =
+            sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
+        // SAFETY: the function belongs to a module that is still loaded
+        let _ = unsafe { result::function::set_function_attribute(self.0, carveout, percent) };
+    }
+}
+
+/// The error of a module that the driver does not load, with what to try for each reason.
+fn not_loaded(error: DriverError) -> anyhow::Error {
+    use sys::cudaError_enum as E;
+    let disabled = ["CUDA_DISABLE_PTX_JIT", "CUDA_DISABLE_JIT"]
+        .into_iter()
+        .find(|name| std::env::var_os(name).is_some_and(|value| value != "0"));
+    let advice = match (error.0, disabled) {
+        (E::CUDA_ERROR_UNSUPPORTED_PTX_VERSION | E::CUDA_ERROR_INVALID_PTX, _) => {
+            "the driver is too old for these kernels: update the NVIDIA driver to 530 or newer, or use --device cpu".to_string()
+        }
+        (E::CUDA_ERROR_JIT_COMPILER_NOT_FOUND, _) => {
+            "the driver's compiler is missing: install libnvidia-ptxjitcompiler.so.1 of the same version as the driver (in a container: run it with the NVIDIA container runtime and NVIDIA_DRIVER_CAPABILITIES=compute,utility), or use --device cpu".to_string()
+        }
+        (E::CUDA_ERROR_JIT_COMPILATION_DISABLED | E::CUDA_ERROR_NO_BINARY_FOR_GPU, Some(name)) => {
+            format!("the variable {name} forbids the driver to compile them: unset it")
+        }
+        (E::CUDA_ERROR_JIT_COMPILATION_DISABLED, None) => {
+            "the driver's compiler is disabled: unset CUDA_DISABLE_PTX_JIT and CUDA_DISABLE_JIT, or use --device cpu".to_string()
+        }
+        (E::CUDA_ERROR_INVALID_IMAGE | E::CUDA_ERROR_INVALID_SOURCE | E::CUDA_ERROR_NO_BINARY_FOR_GPU, _) => {
+            let cache = std::env::var("CUDA_CACHE_PATH").unwrap_or("~/.nv/ComputeCache".into());
+            format!("the driver's cache of compiled kernels may be damaged: delete {cache}, or set CUDA_CACHE_DISABLE=1; else update the NVIDIA driver, or use --device cpu")
+        }
+        _ => return Err::<(), _>(error).call("load the kernels").unwrap_err(),
+    };
+    let text = error
+        .error_string()
+        .map(|text| text.to_string_lossy().into_owned())
+        .unwrap_or_default();
+    let code = error.0 as u32;
+    Error::DeviceRefused(format!(
+        "CUDA could not load the kernels ({text}, error {code}): {advice}"
+    ))
+    .into()
 }
 
 // SAFETY: a handle of the driver may be used from any thread that has bound the context, which
@@ -97,15 +160,41 @@ impl Module {
         let text = zstd::decode_all(*ptx).context("the embedded kernels are damaged")?;
         let text = CString::new(text)?;
         context.bind_to_thread().call("use the device")?;
+        let begun = Instant::now();
         // SAFETY: the text is a C string that outlives the call
-        let handle = unsafe { result::module::load_data(text.as_ptr().cast()) }
-            .call("load the kernels")
-            .context("a driver older than 530 cannot load them: update the NVIDIA driver, or use --device cpu")?;
+        let handle =
+            unsafe { result::module::load_data(text.as_ptr().cast()) }.map_err(not_loaded)?;
         Ok(Module {
             handle,
             functions: Mutex::default(),
             context: context.clone(),
+            load_time: begun.elapsed(),
+            carveout: AtomicI32::new(0),
         })
+    }
+
+    /// Lets every function found so far have a share of a multiprocessor's cache as shared memory:
+    /// this percentage, or that of an earlier plan if it was larger, since plans share functions.
+    ///
+    /// # Errors
+    /// When the context is not usable.
+    pub fn divide_cache(&self, percent: i32) -> Result<()> {
+        self.context.bind_to_thread().call("use the device")?;
+        let percent = self
+            .carveout
+            .fetch_max(percent, Ordering::Relaxed)
+            .max(percent);
+        let functions = self
+            .functions
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        functions.values().for_each(|f| f.set_carveout(percent));
+        Ok(())
+    }
+
+    /// The percentage of [`Module::divide_cache`].
+    pub fn carveout(&self) -> i32 {
+        self.carveout.load(Ordering::Relaxed)
     }
 
     /// A kernel by name.
@@ -124,34 +213,25 @@ impl Module {
         let function = unsafe { result::module::get_function(self.handle, CString::new(name)?) }
             .call("find a kernel")
             .context(name)?;
-        // every kernel asks for the largest share of shared memory: more blocks at once gain more
-        // than the cache does, and a multiprocessor must be idle to change the division. It is a
-        // hint, so a refusal is ignored
-        let all = sys::CUshared_carveout_enum::CU_SHAREDMEM_CARVEOUT_MAX_SHARED as i32;
-        let carveout =
-            sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
-        // SAFETY: the function was found above, in a loaded module
-        let _ = unsafe { result::function::set_function_attribute(function, carveout, all) };
+        let function = Function(function);
         // more than 48 KiB must be asked for; every card from sm_75 on has 64
         let most = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-        // SAFETY: as for the hint before
+        // SAFETY: the function was found above, in a loaded module
         unsafe {
-            result::function::set_function_attribute(function, most, MOST_SHARED.cast_signed())
+            result::function::set_function_attribute(function.0, most, MOST_SHARED.cast_signed())
         }
         .call("let a kernel have its shared memory")
         .context(name)?;
-        functions.insert(name, Function(function));
-        Ok(Function(function))
+        functions.insert(name, function);
+        Ok(function)
     }
 }
 
 impl Drop for Module {
     fn drop(&mut self) {
+        bind_to_release(&self.context);
         // SAFETY: loaded in `load` and unloaded here alone; none of its kernels runs any more,
         // since backends wait for their streams when dropped
-        let _ = self
-            .context
-            .bind_to_thread()
-            .map(|()| unsafe { result::module::unload(self.handle) });
+        let _ = unsafe { result::module::unload(self.handle) };
     }
 }

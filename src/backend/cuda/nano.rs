@@ -4,7 +4,7 @@
 use super::constants::{FEATURES, HIDDEN, MMA_WEIGHTS, NANO_COUNT};
 use super::constants::{PLAIN_BACKWARD, PLAIN_FORWARD, PLANE_GAP};
 use super::launch::Shape;
-use super::limits::SUM_BLOCKS;
+use super::limits::most_sum_blocks;
 use super::lowering::{Lowering, int};
 use super::reduce::{self, To};
 use super::signatures::{NANO_BLOCK, NANO_BLOCK_BACK};
@@ -21,7 +21,7 @@ pub(super) fn sum_count(o: &NanoBlockBack) -> usize {
 /// Tiles that a block of the backward kernel takes: neighbours one after another, so that what
 /// their halos share is computed once.
 fn tiles_of_a_block(o: &NanoBlockBack) -> usize {
-    tiles(o.forward.extent).div_ceil(SUM_BLOCKS)
+    tiles(o.forward.extent).div_ceil(most_sum_blocks())
 }
 
 /// Blocks of the backward kernel, each with at least one tile.

@@ -7,19 +7,29 @@ use crate::backend::Scalars;
 use anyhow::Result;
 use cudarc::driver::sys;
 
+/// The time of one launch of a step.
+#[derive(Clone, Copy, Debug)]
+pub struct LaunchTime {
+    /// The operation of the plan; `None` for a launch that serves several.
+    pub operation: Option<usize>,
+    /// Name of the kernel.
+    pub kernel: &'static str,
+    /// Seconds that the launch adds to the step. Noise, or a launch that runs beside others, can
+    /// make it negative; all together are the step.
+    pub added: f64,
+    /// Seconds of the launch by itself, many times in a row: what it adds is less where it runs
+    /// beside others, or reads what the launch before it left in the cache.
+    pub alone: f64,
+}
+
 impl CudaBackend {
-    /// The seconds that every launch of a step adds to it: (operation, `None` for a launch that
-    /// serves several; kernel; seconds). Growing prefixes of the step are timed, so that caches and
-    /// the pauses between kernels are those of the step. Each time is the median of three runs of
-    /// `repeats` copies. The parameters are overwritten.
+    /// The time of every launch of a step. Growing prefixes of the step are timed, so that caches
+    /// and the pauses between kernels are those of the step. Each time is the median of three runs
+    /// of `repeats` copies. The parameters are overwritten.
     ///
     /// # Errors
     /// When the device fails.
-    pub fn profile(
-        &mut self,
-        scalars: &Scalars,
-        repeats: usize,
-    ) -> Result<Vec<(Option<usize>, &'static str, f64)>> {
+    pub fn profile(&mut self, scalars: &Scalars, repeats: usize) -> Result<Vec<LaunchTime>> {
         self.set_scalars(scalars)?;
         let launches: Vec<Launch> = self.places[self.current]
             .launches
@@ -28,14 +38,18 @@ impl CudaBackend {
             .cloned()
             .collect();
         let mut before = 0.0;
-        let mut parts = Vec::new();
-        for count in 1..=launches.len() {
-            let together = self.time(&launches[..count], repeats)?;
-            let last = &launches[count - 1];
-            parts.push((last.op, last.kernel, f64::max(together - before, 0.0)));
+        let mut times = Vec::new();
+        for (at, last) in launches.iter().enumerate() {
+            let together = self.time(&launches[..=at], repeats)?;
+            times.push(LaunchTime {
+                operation: last.op,
+                kernel: last.kernel,
+                added: together - before,
+                alone: self.time(std::slice::from_ref(last), repeats)?,
+            });
             before = together;
         }
-        Ok(parts)
+        Ok(times)
     }
 
     /// Seconds of one of `repeats` runs of some launches.

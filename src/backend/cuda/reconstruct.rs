@@ -8,7 +8,7 @@ use super::constants::{
     FRAGMENT, GROUP_SUMS, HALF_PLANE, INTERIOR_SUMS, PART_DATA, PART_SUMS,
 };
 use super::launch::Shape;
-use super::limits::SUM_BLOCKS;
+use super::limits;
 use super::lowering::{Lowering, int};
 use super::pixels;
 use super::reduce::{self, BLOCK_SUM_BYTES, Sums};
@@ -55,7 +55,7 @@ pub(super) fn sum_count(o: &ReconstructBack) -> usize {
 fn sum_blocks(o: &Reconstruct) -> (usize, usize) {
     let e = o.extent;
     let strips = e.n * e.h.max(e.w).div_ceil(16);
-    let blocks = tiles(e).min((SUM_BLOCKS / groups(o)).max(1));
+    let blocks = tiles(e).min((limits::most_sum_blocks() / groups(o)).max(1));
     // one edge a block
     (blocks, strips.min(blocks.div_ceil(4)))
 }
@@ -126,7 +126,7 @@ fn forward_bytes(half: bool) -> usize {
 
 /// Blocks of the forward kernel where it sums the losses.
 pub(super) fn loss_blocks(o: &Reconstruct) -> usize {
-    tiles(o.extent).min(SUM_BLOCKS)
+    tiles(o.extent).min(limits::most_sum_blocks())
 }
 
 /// Lowers the reconstruction; with `loss` it also computes that operation's gradient and sums, all

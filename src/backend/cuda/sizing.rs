@@ -4,8 +4,9 @@
 //!
 //! The families keep one rule: a kernel has its tile, halo and weights (converted to half precision
 //! while they are loaded) in shared memory and needs no workspace, unless it sums over pixels. A
-//! kernel that sums is launched with at most `SUM_BLOCKS` blocks, each of which loops over many
-//! tiles in a fixed order, and [`super::reduce`] adds up the sums.
+//! kernel that sums is launched with at most
+//! [`most_sum_blocks`](super::limits::most_sum_blocks) blocks, each of which loops over many tiles in
+//! a fixed order, and [`super::reduce`] adds up the sums.
 
 use super::operation;
 use super::scalars::SCALARS_BYTES;

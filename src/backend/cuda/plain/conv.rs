@@ -2,7 +2,7 @@
 
 use super::super::arguments::{Address, Parameter, Partial};
 use super::super::launch::Shape;
-use super::super::limits::{MOST_SHARED, SUM_BLOCKS};
+use super::super::limits::{MOST_SHARED, most_sum_blocks};
 use super::super::lowering::{Lowering, int};
 use super::super::reduce::{self, Finish, Sums};
 use super::signatures::{
@@ -128,7 +128,8 @@ impl ConvShape {
 
     /// Blocks that each have a partial sum of the gradient of the slopes.
     fn slope_blocks(&self, t: &ConvTiles) -> usize {
-        t.tiles.min((SUM_BLOCKS / (self.groups * t.slabs)).max(1))
+        t.tiles
+            .min((most_sum_blocks() / (self.groups * t.slabs)).max(1))
     }
 
     /// Whether the kernels for single channels compute it.
@@ -145,13 +146,13 @@ impl ConvShape {
         if self.is_depthwise() {
             let parts = self.cin.div_ceil(16) * self.taps().div_ceil(MOST_UNITS);
             let pixels = self.extent.pixels().div_ceil(16);
-            return (SUM_BLOCKS / parts).clamp(1, pixels);
+            return (most_sum_blocks() / parts).clamp(1, pixels);
         }
         let s = self.weight_tiles();
         let parts = self.groups * s.output_tiles * s.input_tiles * s.chunks;
         let e = self.extent;
         let tiles = e.n * e.h.div_ceil(WEIGHT_TILE.0) * e.w.div_ceil(WEIGHT_TILE.1);
-        (SUM_BLOCKS / parts).clamp(1, tiles)
+        (most_sum_blocks() / parts).clamp(1, tiles)
     }
 
     fn weight_tiles(&self) -> WeightTiles {

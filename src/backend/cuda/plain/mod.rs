@@ -4,7 +4,7 @@
 //! lowering. Depends on the lowering's state and the sums.
 //!
 //! A plain operation is one launch, or a few over a workspace that its `workspace` counts. Sums over
-//! pixels are partial sums of at most [`SUM_BLOCKS`](super::limits::SUM_BLOCKS) blocks, which
+//! pixels are partial sums of at most [`most_sum_blocks`](super::limits::most_sum_blocks) blocks, which
 //! `reduce_sums` adds up right after the launch, so the workspace is free again for the next
 //! operation. An operation that is a composition (the block of Stream, the reconstruction of more
 //! than 16 features) calls the functions that the plain convolutions are lowered with.
@@ -24,7 +24,7 @@ use super::constants::{
     FUNCTION_GELU, FUNCTION_LEAKY_RELU, FUNCTION_NONE, FUNCTION_NORMALIZE, FUNCTION_PRELU,
     FUNCTION_RELU, FUNCTION_SILU,
 };
-use super::limits::SUM_BLOCKS;
+use super::limits::most_sum_blocks;
 use super::lowering::{Lowering, int};
 use super::reduce::{self, Sums, partial_bytes};
 use crate::plan::{Activation, BufferId, Extent, Precision, Slice};
@@ -147,7 +147,11 @@ fn check_stride(stride: usize) -> Result<()> {
 fn piece_blocks(e: Extent, stride: usize, precision: Precision, sums: bool) -> usize {
     let lanes = (256 * piece(precision) / stride).max(1);
     let blocks = e.pixels().div_ceil(lanes);
-    if sums { blocks.min(SUM_BLOCKS) } else { blocks }
+    if sums {
+        blocks.min(most_sum_blocks())
+    } else {
+        blocks
+    }
 }
 
 /// Bytes of shared memory in which such a kernel adds up the sums of its channels.

@@ -2,7 +2,7 @@
 
 use super::super::arguments::{Address, Partial};
 use super::super::launch::Shape;
-use super::super::limits::{MOST_SHARED, SUM_BLOCKS};
+use super::super::limits::{MOST_SHARED, most_sum_blocks};
 use super::super::lowering::{Lowering, int};
 use super::super::operation::CudaOperation;
 use super::super::reduce::{self, Finish};
@@ -111,7 +111,7 @@ impl CudaOperation for RmsNormBack {
 /// means have the same bits in slices.
 fn image_blocks(o: &ChannelAttention, precision: Precision) -> usize {
     let image = Extent { n: 1, ..o.extent };
-    piece_blocks(image, o.stride(), precision, true).min(SUM_BLOCKS / 16)
+    piece_blocks(image, o.stride(), precision, true).min(most_sum_blocks() / 16)
 }
 
 /// Where the values of a channel attention are in its workspace, bytes: the sums, then from these on.

@@ -1,0 +1,145 @@
+//! Launching: a plan's launches in their orders, one by one or captured as graphs. Depends on the
+//! backend and the device.
+
+use super::backend::CudaBackend;
+use super::driver::Call;
+use super::launch::{Launch, Order};
+use anyhow::{Context, Result, ensure};
+use cudarc::driver::{CudaGraph, CudaStream, result, sys};
+use std::ffi::c_void;
+use std::sync::Arc;
+
+/// Graphs whose nodes keep the priorities of the streams that they were captured on
+/// (`CUDA_GRAPH_INSTANTIATE_FLAG_USE_NODE_PRIORITY`).
+const NODE_PRIORITY: u32 = 8;
+
+impl CudaBackend {
+    /// Captures the step as graphs; where that fails, it is launched kernel by kernel.
+    pub(super) fn capture(&mut self) {
+        if let Some(switch) = self.device.switches.without_graphs() {
+            self.no_graph = Some(switch.to_string());
+            return;
+        }
+        let graphs: Result<Vec<_>> = self
+            .places
+            .iter()
+            .map(|p| &p.launches)
+            .chain([&self.update])
+            .map(|l| self.graph(l, 1))
+            .collect();
+        match graphs {
+            Ok(mut graphs) => {
+                self.update_graph = graphs.pop().flatten();
+                self.places
+                    .iter_mut()
+                    .zip(graphs)
+                    .for_each(|(place, graph)| place.graph = graph);
+            }
+            Err(error) => self.no_graph = Some(format!("{error:#}")),
+        }
+    }
+
+    /// Captures `repeats` copies of some launches, one after another, as a graph; `None` for no
+    /// launches.
+    pub(super) fn graph(&self, launches: &[Launch], repeats: usize) -> Result<Option<CudaGraph>> {
+        if launches.is_empty() {
+            return Ok(None);
+        }
+        let stream = self.device.compute.clone();
+        stream
+            .begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
+            .call("begin a capture")?;
+        let fails_at = self.device.switches.fail_capture;
+        let launched = (0..repeats).try_for_each(|_| self.launch_until(launches, fails_at));
+        let flags = if self.device.switches.priority {
+            NODE_PRIORITY
+        } else {
+            0
+        };
+        // a capture must be ended even after an error, or the stream is unusable
+        let graph = stream
+            .end_capture(sys::CUgraphInstantiate_flags(flags))
+            .call("end a capture");
+        launched?;
+        graph
+    }
+
+    /// Launches kernels in their orders. Later work on the main stream waits for all of them.
+    pub(super) fn launch(&self, launches: &[Launch]) -> Result<()> {
+        self.launch_until(launches, None)
+    }
+
+    /// As [`CudaBackend::launch`]; launch number `fails_at` (from 1) is an error.
+    fn launch_until(&self, launches: &[Launch], fails_at: Option<usize>) -> Result<()> {
+        self.device.bind()?;
+        let (compute, side) = (&self.device.compute, &self.device.side);
+        let mut side_in_use = false;
+        for (i, l) in launches.iter().enumerate() {
+            let stream = if l.order == Order::Concurrent && !self.device.switches.no_side {
+                self.device.order(compute, side)?;
+                side_in_use = true;
+                side
+            } else {
+                if l.order == Order::Join && std::mem::take(&mut side_in_use) {
+                    self.device.order(side, compute)?;
+                }
+                compute
+            };
+            ensure!(
+                fails_at != Some(i + 1),
+                "PARAGON_CUDA_FAIL_CAPTURE={}",
+                i + 1
+            );
+            self.launch_one(l, stream)
+                .with_context(|| self.name_of(l))?;
+        }
+        if side_in_use {
+            self.device.order(side, compute)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Launches a kernel on a stream, and waits for it where a switch asks for that.
+    fn launch_one(&self, l: &Launch, stream: &Arc<CudaStream>) -> Result<()> {
+        let function = self.module.function(l.kernel)?;
+        let mut arguments = l
+            .arguments
+            .words(|p| self.base + self.plan.buffer(p.buffer).offset + p.bytes);
+        // one parameter, the struct; the driver copies as many bytes as the kernel declares
+        let mut parameters: [*mut c_void; 1] = [arguments.as_mut_ptr().cast()];
+        let [mut x, y, z] = l.grid;
+        if l.persistent {
+            x = x.min(self.device.processors * function.blocks_at_once(l.block, l.shared)?);
+        }
+        // SAFETY: the arguments are the struct that the kernel declares (both come from one
+        // declaration) and outlive the call; their addresses are inside the plan's buffers, which
+        // tests show by replaying the same launches on the host
+        unsafe {
+            result::launch_kernel(
+                function.0,
+                (x, y, z),
+                (l.block, 1, 1),
+                l.shared,
+                stream.cu_stream(),
+                &mut parameters,
+            )
+        }
+        .call("launch a kernel")?;
+        if self.device.switches.sync {
+            stream.synchronize().call("complete a kernel")?;
+        }
+        Ok(())
+    }
+
+    /// A launch in words.
+    fn name_of(&self, l: &Launch) -> String {
+        match l.op {
+            Some(op) => {
+                let label = self.plan.ops[op].label();
+                format!("kernel {} of operation {op} ({label})", l.kernel)
+            }
+            None => format!("kernel {}", l.kernel),
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! Switches by environment variables, for measurements and tests; `docs/cuda.md` lists them. A run
+//! needs none of them. Depends on the limits.
+
+use super::limits;
+use crate::backend::Error;
+use anyhow::{Result, bail};
+use std::ops::RangeInclusive;
+
+/// What the variables say.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Switches {
+    /// `PARAGON_CUDA_SYNC=1`: waits after every launch, so that an error names the kernel.
+    pub sync: bool,
+    /// `PARAGON_CUDA_GRAPH=0`: launches kernel by kernel.
+    pub no_graph: bool,
+    /// `PARAGON_CUDA_SIDE=0`: runs concurrent launches on the main stream.
+    pub no_side: bool,
+    /// `PARAGON_CUDA_PRIORITY=1`: launches of the main stream go ahead of those of the side stream.
+    pub priority: bool,
+    /// `PARAGON_CUDA_CARVEOUT=0..100`: percent of a multiprocessor's cache that is shared memory.
+    pub carveout: Option<i32>,
+    /// `PARAGON_CUDA_FAIL_CAPTURE=N`: launch number N of every capture fails.
+    pub fail_capture: Option<usize>,
+}
+
+impl Switches {
+    /// Reads the environment.
+    ///
+    /// # Errors
+    /// When a variable has a value that it cannot have.
+    pub fn read() -> Result<Switches> {
+        let flag = |name: &str| -> Result<Option<bool>> {
+            Ok(number(name, 0..=1)?.map(|value| value == 1))
+        };
+        number(limits::SUM_BLOCKS_VARIABLE, limits::SUM_BLOCKS_RANGE)?;
+        Ok(Switches {
+            sync: flag("PARAGON_CUDA_SYNC")?.unwrap_or(false),
+            no_graph: flag("PARAGON_CUDA_GRAPH")? == Some(false),
+            no_side: flag("PARAGON_CUDA_SIDE")? == Some(false),
+            priority: flag("PARAGON_CUDA_PRIORITY")?.unwrap_or(false),
+            carveout: number("PARAGON_CUDA_CARVEOUT", 0..=100)?.map(|percent| percent as i32),
+            fail_capture: number("PARAGON_CUDA_FAIL_CAPTURE", 1..=1_000_000)?,
+        })
+    }
+
+    /// Why the step is not captured as graphs, where a switch asks for that.
+    pub fn without_graphs(&self) -> Option<&'static str> {
+        if self.sync {
+            Some("PARAGON_CUDA_SYNC=1")
+        } else if self.no_graph {
+            Some("PARAGON_CUDA_GRAPH=0")
+        } else {
+            None
+        }
+    }
+}
+
+/// The number in a variable; `None` if it is not set.
+fn number(name: &str, allowed: RangeInclusive<usize>) -> Result<Option<usize>> {
+    let Some(text) = std::env::var_os(name) else {
+        return Ok(None);
+    };
+    let text = text.to_string_lossy();
+    match text.parse().ok().filter(|value| allowed.contains(value)) {
+        Some(value) => Ok(Some(value)),
+        None => bail!(Error::Misuse(format!(
+            "{name} is \"{text}\"; expected a number from {} to {}, or leave it unset",
+            allowed.start(),
+            allowed.end()
+        ))),
+    }
+}
