@@ -334,6 +334,11 @@ impl Post {
 
     fn accept(&mut self, request: Request) {
         match request {
+            Request::Exchange(_, reply) if self.trouble.is_some() => {
+                self.trouble_taken = true;
+                let error = self.trouble.as_ref().map(|(error, _)| error.clone());
+                let _ = error.map(|error| reply.send(Err(error)));
+            }
             Request::Exchange(mail, reply) => match self.mpi.start(mail, TAG_EXCHANGE) {
                 Ok(flight) => {
                     self.pending = Some(Pending {

@@ -143,6 +143,14 @@ impl Ranks {
         share_of_cores(usable, online, bound, self.on_this_host())
     }
 
+    /// Fails if the next exchange would.
+    ///
+    /// # Errors
+    /// Those of [`Exchange::exchange`].
+    pub fn check(&self) -> Result<()> {
+        self.exchange(Mail::default()).map(drop)
+    }
+
     /// Whether the next exchange would fail, because another rank has failed or is lost.
     pub fn is_troubled(&self) -> bool {
         self.link.is_troubled()

@@ -9,6 +9,7 @@ use crate::backend::{CONTEXT_ESTIMATE, CudaSizing, DRIVER_HOST_ESTIMATE};
 use crate::inference::upscale::{LeastRoom, Tiler, least_room};
 use crate::loader::LoaderBound;
 use crate::model::{Recompute, training_plan};
+use crate::ranks::{LIBRARY_BYTES, OrderedSum};
 use crate::plan::{MemoryLine, MemoryTable, Plan, Precision, Sizing};
 use crate::support::text::bytes_text;
 use anyhow::Result;
@@ -251,6 +252,29 @@ impl RunMemory {
             host,
             device_bytes,
             host_bytes,
+        }
+    }
+}
+
+impl RunMemory {
+    /// Adds what one of several ranks holds besides: the messages with gradients, and the MPI
+    /// library. Nothing for a process that is alone.
+    pub fn add_ranks(&mut self, config: &TrainConfig, ranks: usize) {
+        if ranks <= 1 {
+            return;
+        }
+        let values = config.network.params().trainable();
+        let lines = [
+            line(
+                format!("exchange of gradients: {ranks} ranks"),
+                OrderedSum::bytes(ranks, values),
+            ),
+            line("MPI library (allowance)", LIBRARY_BYTES),
+        ];
+        for line in lines {
+            self.host_bytes = self.host_bytes.saturating_add(line.bytes);
+            let program = self.host.len().saturating_sub(1);
+            self.host.insert(program, line);
         }
     }
 }
