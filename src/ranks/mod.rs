@@ -39,6 +39,36 @@ pub trait Exchange {
     /// # Errors
     /// [`RankError`]: another rank has failed, is lost or cannot be reached.
     fn exchange(&self, mail: Mail) -> Result<Mail>;
+
+    /// Whether the next exchange would fail, because another rank has failed or is lost.
+    fn is_troubled(&self) -> bool {
+        false
+    }
+
+    /// Fails if the next exchange would.
+    ///
+    /// # Errors
+    /// Those of [`Exchange::exchange`].
+    fn check(&self) -> Result<()> {
+        self.exchange(Mail::default()).map(drop)
+    }
+}
+
+/// A process that is alone. It adds gradients as several ranks do.
+pub struct Alone;
+
+impl Exchange for Alone {
+    fn rank(&self) -> usize {
+        0
+    }
+
+    fn ranks(&self) -> usize {
+        1
+    }
+
+    fn exchange(&self, mail: Mail) -> Result<Mail> {
+        Ok(mail)
+    }
 }
 
 /// The host and the process of a rank.
@@ -67,6 +97,10 @@ impl Exchange for Ranks {
 
     fn exchange(&self, mail: Mail) -> Result<Mail> {
         Ok(self.link.exchange(mail)?)
+    }
+
+    fn is_troubled(&self) -> bool {
+        self.link.is_troubled()
     }
 }
 
@@ -141,19 +175,6 @@ impl Ranks {
         let online = crate::sys::online_cores().unwrap_or(usable);
         let bound = crate::sys::usable_cores().is_some_and(|cores| cores < online);
         share_of_cores(usable, online, bound, self.on_this_host())
-    }
-
-    /// Fails if the next exchange would.
-    ///
-    /// # Errors
-    /// Those of [`Exchange::exchange`].
-    pub fn check(&self) -> Result<()> {
-        self.exchange(Mail::default()).map(drop)
-    }
-
-    /// Whether the next exchange would fail, because another rank has failed or is lost.
-    pub fn is_troubled(&self) -> bool {
-        self.link.is_troubled()
     }
 
     /// The values of all ranks, by rank.

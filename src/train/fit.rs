@@ -8,7 +8,7 @@
 use super::{DevicePlace, RunBudget, RunMemory, TrainConfig, ValidationMemory};
 use crate::loader::LoaderBound;
 use crate::model::Recompute;
-use crate::plan::Plan;
+use crate::plan::{Op, Plan};
 use crate::support::text::bytes_text;
 use anyhow::{Result, bail};
 use serde::Serialize;
@@ -164,7 +164,8 @@ impl Fit<'_> {
             &(self.loader)(&config, choice.slots)?,
             &self.validation,
         );
-        memory.add_ranks(&config, self.ranks);
+        let adds = adds_whole_gradients(&plan, choice.accum_iter);
+        memory.add_ranks(&config, self.ranks, adds);
         Ok(Candidate {
             choice,
             plan,
@@ -385,6 +386,14 @@ impl Fit<'_> {
         }
         Ok(remedies)
     }
+}
+
+/// Whether a process that is alone has to add whole gradients, as ranks do, to get their bits: for
+/// several micro-batches of a network whose kernels add two gradients to one parameter, where they
+/// would be added to the sum one by one.
+pub(super) fn adds_whole_gradients(plan: &Plan, micro_batches: usize) -> bool {
+    let adds_twice = |op: &Op| matches!(op, Op::ScaledSumBack(sum) if sum.adds_gamma);
+    micro_batches > 1 && plan.ops.iter().any(adds_twice)
 }
 
 /// A remedy as a line of a message.

@@ -258,19 +258,17 @@ impl RunMemory {
 
 impl RunMemory {
     /// Adds what one of several ranks holds besides: the messages with gradients, and the MPI
-    /// library. Nothing for a process that is alone.
-    pub fn add_ranks(&mut self, config: &TrainConfig, ranks: usize) {
-        if ranks <= 1 {
-            return;
-        }
-        let values = config.network.params().trainable();
-        let lines = [
-            line(
-                format!("exchange of gradients: {ranks} ranks"),
-                OrderedSum::bytes(ranks, values),
-            ),
-            line("MPI library (allowance)", LIBRARY_BYTES),
-        ];
+    /// library. `adds`: whether a process that is alone adds gradients as ranks do.
+    pub fn add_ranks(&mut self, config: &TrainConfig, ranks: usize, adds: bool) {
+        let bytes = OrderedSum::bytes(ranks, config.network.params().trainable());
+        let lines = match ranks {
+            1 if adds => vec![line("sum of gradients", bytes)],
+            1 => return,
+            _ => vec![
+                line(format!("exchange of gradients: {ranks} ranks"), bytes),
+                line("MPI library (allowance)", LIBRARY_BYTES),
+            ],
+        };
         for line in lines {
             self.host_bytes = self.host_bytes.saturating_add(line.bytes);
             let program = self.host.len().saturating_sub(1);

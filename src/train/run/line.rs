@@ -73,7 +73,7 @@ impl Run<'_> {
         let ranks = self
             .share
             .as_mut()
-            .map(|share| share.line(seconds, iterations));
+            .and_then(|share| share.line(seconds, iterations));
         let line = LogLine {
             iteration: self.iteration,
             loss: self.line_loss(),

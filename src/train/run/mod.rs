@@ -112,13 +112,14 @@ pub fn train_as_rank(
     }
 
     let ports = plan.ports;
+    let exchange = share::exchange(ranks, &plan, config.accum_iter);
     let mut backend = opened.backend(plan)?;
     preparation.report_start(backend.as_ref(), &config);
     let vectors = StateBuffers::load(backend.as_mut(), &ports, &start.state)?;
     // Only now, because a command that is refused must not delete an earlier run.
     preparation.clear_folder(&config, &start)?;
     let best = preparation.earlier_best(&start, measured_on.as_ref());
-    let share = ranks.map(|ranks| Share::new(ranks, &ports, vectors.sizes[MOMENT1]));
+    let share = exchange.map(|exchange| Share::new(exchange, &ports, vectors.sizes[MOMENT1]));
     let mut run = Run::new(&config, options, &start, folder, vectors, share.transpose()?)?;
     (run.best, run.measured_on) = (best, measured_on);
     run.loss_scale =
@@ -255,7 +256,7 @@ impl<'a> Run<'a> {
         let pending = head.pending_line;
         // A pending line is not in the log yet.
         let logged = head.iteration.saturating_sub(u64::from(pending.is_some()));
-        let writes = share.as_ref().is_none_or(|share| share.ranks.is_first());
+        let writes = share.as_ref().is_none_or(|share| share.exchange.rank() == 0);
         let log = writes
             .then(|| Log::open(&options.out, logged))
             .transpose()?;

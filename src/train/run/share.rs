@@ -1,17 +1,18 @@
 //! A run on several ranks: the sum of their gradients, what they agree on in every round, and how
 //! long they wait for each other. Depends on `ranks`. Promises that every rank updates its
-//! parameters from the same bits.
+//! parameters from the same bits, which are those of a process that is alone.
 
 use crate::backend::Backend;
-use crate::plan::{BufferId, Ports};
-use crate::ranks::{OrderedSum, Ranks, Words};
+use crate::plan::{BufferId, Plan, Ports};
+use crate::ranks::{Alone, Exchange, OrderedSum, Ranks, Words};
 use crate::train::RanksLine;
+use crate::train::fit::adds_whole_gradients;
 use anyhow::{Context, Result};
 use std::time::Instant;
 
 /// This process's share of a run.
 pub(super) struct Share<'a> {
-    pub ranks: &'a Ranks,
+    pub exchange: &'a dyn Exchange,
     sum: OrderedSum,
     gradients: BufferId,
     metrics: BufferId,
@@ -22,6 +23,20 @@ pub(super) struct Share<'a> {
     exchanged: f64,
     packed: f64,
     times: Times,
+}
+
+/// What a run exchanges gradients with: its ranks. `None` for a process that is alone, unless it adds
+/// whole gradients as ranks do.
+pub(super) fn exchange<'a>(
+    ranks: Option<&'a Ranks>,
+    plan: &Plan,
+    micro_batches: usize,
+) -> Option<&'a dyn Exchange> {
+    match ranks {
+        Some(ranks) => Some(ranks),
+        None if adds_whole_gradients(plan, micro_batches) => Some(&Alone),
+        None => None,
+    }
 }
 
 /// How the ranks went together since the last log line.
@@ -50,11 +65,11 @@ impl<'a> Share<'a> {
     ///
     /// # Errors
     /// The plan is not one of a training step.
-    pub fn new(ranks: &'a Ranks, ports: &Ports, trainable: usize) -> Result<Share<'a>> {
+    pub fn new(exchange: &'a dyn Exchange, ports: &Ports, trainable: usize) -> Result<Share<'a>> {
         let of_step = "the plan has no gradients, so it cannot train";
         Ok(Share {
-            ranks,
-            sum: OrderedSum::new(ranks, trainable),
+            exchange,
+            sum: OrderedSum::new(exchange, trainable),
             gradients: ports.gradients.context(of_step)?,
             metrics: ports.metrics.context(of_step)?,
             loss: 0.0,
@@ -94,7 +109,7 @@ impl<'a> Share<'a> {
         let gradients = self.gradients;
         let all = self
             .sum
-            .round(self.ranks, first, words, &mut |start, values| {
+            .round(self.exchange, first, words, &mut |start, values| {
                 backend.read(gradients, start * 4, bytemuck::cast_slice_mut(values))
             })?;
         self.count(&all);
@@ -117,7 +132,7 @@ impl<'a> Share<'a> {
         let began = Instant::now();
         let before = self.sum.exchanged;
         let gradients = self.gradients;
-        self.sum.finish(self.ranks, &mut |start, values| {
+        self.sum.finish(self.exchange, &mut |start, values| {
             backend.write(gradients, start * 4, bytemuck::cast_slice(values))
         })?;
         backend.write(self.metrics, 0, &self.loss.to_ne_bytes())?;
@@ -135,7 +150,7 @@ impl<'a> Share<'a> {
             ..Words::default()
         };
         self.sum
-            .round(self.ranks, true, words, &mut |_, _| Ok(()))
+            .round(self.exchange, true, words, &mut |_, _| Ok(()))
             .map(drop)
     }
 
@@ -166,20 +181,22 @@ impl<'a> Share<'a> {
     }
 
     /// The figures for a log line over some seconds and iterations; the next line begins.
-    pub fn line(&mut self, seconds: f64, iterations: u64) -> RanksLine {
+    /// `None` for a process that is alone.
+    pub fn line(&mut self, seconds: f64, iterations: u64) -> Option<RanksLine> {
         let times = std::mem::take(&mut self.times);
         self.times.substituted = times.substituted;
         let (data_wait_rank, data_wait) = largest(&times.data_wait);
         let (gradient_wait_rank, gradient_wait) = largest(&times.gradient_wait);
         let per_iteration = 1e3 / iterations.max(1) as f64;
-        RanksLine {
-            count: times.data_wait.len(),
+        let count = self.exchange.ranks();
+        (count > 1).then_some(RanksLine {
+            count,
             data_wait: data_wait / seconds,
             data_wait_rank,
             gradient_wait: gradient_wait / seconds,
             gradient_wait_rank,
             exchange_ms: times.exchanged * per_iteration,
             packing_ms: times.packed * per_iteration,
-        }
+        })
     }
 }

@@ -4,7 +4,6 @@
 use super::{Run, Share};
 use crate::backend::{Backend, BatchView, Scalars};
 use crate::loader::{Batch, Loader};
-use crate::ranks::Exchange;
 use crate::train::ema_decay;
 use anyhow::{Result, ensure};
 use std::sync::atomic::Ordering;
@@ -67,14 +66,18 @@ impl Run<'_> {
         backend: &mut dyn Backend,
         loader: &mut Loader,
     ) -> Result<bool> {
-        let ranks = share.ranks;
-        for round in 0..self.config.accum_iter / ranks.ranks() {
+        let exchange = share.exchange;
+        let options = self.options;
+        let is_alone = exchange.ranks() == 1;
+        for round in 0..self.config.accum_iter / exchange.ranks() {
             let asked = Instant::now();
-            // A stop is agreed on below: this rank may not end the iteration alone.
+            // Ranks agree on a stop below: none may end the iteration before the others.
+            let stop = || is_alone && options.stop.load(Ordering::Relaxed);
             let batch = loop {
-                match loader.next_until(|| ranks.is_troubled())? {
+                match loader.next_until(|| exchange.is_troubled() || stop())? {
                     Some(batch) => break batch,
-                    None => ranks.check()?,
+                    None if stop() => return Ok(false),
+                    None => exchange.check()?,
                 }
             };
             let waited = asked.elapsed();
