@@ -441,11 +441,6 @@ impl Post {
                 text: text.clone(),
             });
         }
-        if word == Some(Word::Left) && self.pending.is_some() {
-            self.troubled(RankError::Left {
-                name: self.name(peer),
-            });
-        }
         self.peers[peer].said = word;
         Ok(())
     }
@@ -482,6 +477,15 @@ impl Post {
                 let mail = pending.flight.landed().unwrap_or_default();
                 let _ = pending.reply.send(Ok(mail));
                 return;
+            }
+            // A rank may leave while the last messages are on their way to others.
+            Ok(false) if pending.since.elapsed() > GRACE => {
+                let left = |peer: &usize| self.peers[*peer].said == Some(Word::Left);
+                if let Some(peer) = self.others().find(left) {
+                    self.troubled(RankError::Left {
+                        name: self.name(peer),
+                    });
+                }
             }
             Ok(false) => {}
             Err(error) => self.troubled(RankError::Library(format!("{error:#}"))),
@@ -590,7 +594,7 @@ impl Post {
     }
 }
 
-/// Checks that a size fits the words of this module.
+/// The time limit for the silence of a rank, of a number of seconds.
 pub(super) fn check_timeout(seconds: u64) -> Result<Duration> {
     ensure!(
         (5..=86_400).contains(&seconds),
@@ -631,6 +635,9 @@ mod tests {
         check_size(launcher, &(2, 4, "Open MPI".into())).unwrap();
         let error = check_size(launcher, &(0, 1, "MPICH".into())).unwrap_err();
         let text = error.to_string();
-        assert!(text.contains("rank 2 of 4") && text.contains("rank 0 of 1"), "{text}");
+        assert!(
+            text.contains("rank 2 of 4") && text.contains("rank 0 of 1"),
+            "{text}"
+        );
     }
 }

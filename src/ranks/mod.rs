@@ -23,9 +23,10 @@ use serde::{Deserialize, Serialize};
 
 /// Default of `--rank-timeout`, seconds.
 pub const USUAL_TIMEOUT: u64 = 120;
-/// Memory that an MPI library takes for itself in a process, bytes: an allowance. Of the libraries
-/// in docs/clusters.md the largest took 21 MiB with four ranks on one host.
-pub const LIBRARY_BYTES: u64 = 48 << 20;
+/// Memory that an MPI library takes for itself in a process, bytes: an allowance. Open MPI 4.1.4 and
+/// MPICH 4.0.2 took 3 MiB with ranks of one host; libraries for fast networks keep buffers of their
+/// own.
+pub const LIBRARY_BYTES: u64 = 32 << 20;
 
 /// The exchange of messages between ranks: MPI, or another engine such as NCCL.
 pub trait Exchange {
@@ -317,7 +318,13 @@ fn differences(first: &[(String, String)], other: &[(String, String)]) -> Vec<St
     names
         .into_iter()
         .filter(|name| value(first, name) != value(other, name))
-        .map(|name| format!("  {name}: {}, not {}", value(other, name), value(first, name)))
+        .map(|name| {
+            format!(
+                "  {name}: {}, not {}",
+                value(other, name),
+                value(first, name)
+            )
+        })
         .collect()
 }
 
@@ -331,7 +338,6 @@ fn share_of_cores(usable: usize, online: usize, bound: bool, ranks: usize) -> us
     };
     share.max(1)
 }
-
 
 #[cfg(test)]
 mod tests {

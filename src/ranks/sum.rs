@@ -297,8 +297,7 @@ mod tests {
                         let mut result = vec![0.0; values];
                         for iteration in 0..2 {
                             for round in 0..micros / ranks {
-                                let micro =
-                                    iteration * micros + round * ranks + exchange.rank;
+                                let micro = iteration * micros + round * ranks + exchange.rank;
                                 let own = gradient(micro, values);
                                 let words = Words {
                                     loss: micro as f64,

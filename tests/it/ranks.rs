@@ -189,7 +189,10 @@ fn a_signal_at_any_rank_saves_once_and_ends_all() {
         send(process_of(&out, 1), libc::SIGTERM);
         let ran = ended(child);
         assert_eq!(ran.code, Some(130), "{launcher}: {}", ran.stderr);
-        assert!(ran.stderr.contains("stopped; saved iteration"), "{launcher}");
+        assert!(
+            ran.stderr.contains("stopped; saved iteration"),
+            "{launcher}"
+        );
         no_litter(&out);
     }
 }
@@ -250,8 +253,14 @@ fn ranks_that_were_started_differently_are_refused() {
         command.output().unwrap().into()
     };
     let usual = words(&set, &out, &[]);
-    pair(usual.clone(), words(&set, &out, &[("--lr", "2e-3")]))
-        .refused(1, &["rank 1 (", "was not started like rank 0", "--lr: 0.002, not 0.001"]);
+    pair(usual.clone(), words(&set, &out, &[("--lr", "2e-3")])).refused(
+        1,
+        &[
+            "rank 1 (",
+            "was not started like rank 0",
+            "--lr: 0.002, not 0.001",
+        ],
+    );
     fs::remove_file(other_set.join("manifest.psm")).ok();
     // a rank that fails alone
     pair(usual, words(&other_set.join("missing"), &out, &[]))
@@ -265,15 +274,23 @@ fn a_missing_or_foreign_library_is_explained() {
     let out = dir.path().join("run");
     let started = |variables: &[(&str, &str)]| -> Ran {
         let mut command = paragon(&words(&set, &out, &[]));
-        command.envs(variables.iter().copied()).output().unwrap().into()
+        command
+            .envs(variables.iter().copied())
+            .output()
+            .unwrap()
+            .into()
     };
-    let of_launcher = [
-        ("OMPI_COMM_WORLD_RANK", "1"),
-        ("OMPI_COMM_WORLD_SIZE", "2"),
-    ];
+    let of_launcher = [("OMPI_COMM_WORLD_RANK", "1"), ("OMPI_COMM_WORLD_SIZE", "2")];
     let with = |library| [of_launcher[0], of_launcher[1], ("PARAGON_MPI", library)];
-    started(&with("/missing/libmpi.so"))
-        .refused(1, &["mpirun of Open MPI", "/missing/libmpi.so", "libopenmpi3", "PARAGON_MPI"]);
+    started(&with("/missing/libmpi.so")).refused(
+        1,
+        &[
+            "mpirun of Open MPI",
+            "/missing/libmpi.so",
+            "libopenmpi3",
+            "PARAGON_MPI",
+        ],
+    );
     started(&[("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "1")])
         .refused(1, &["torchrun", "mpirun -n 2"]);
     if launchers().contains(&"mpirun.mpich") {
@@ -282,7 +299,11 @@ fn a_missing_or_foreign_library_is_explained() {
     }
     assert!(!out.exists());
     // a plain start never loads MPI
-    let lonely = [("PMI_RANK", "0"), ("PMI_SIZE", "1"), ("PARAGON_MPI", "/missing")];
+    let lonely = [
+        ("PMI_RANK", "0"),
+        ("PMI_SIZE", "1"),
+        ("PARAGON_MPI", "/missing"),
+    ];
     started(&lonely).ok();
     let _ = train(&set, &out, &[("--iterations", "6")]);
 }

@@ -120,7 +120,14 @@ pub fn train_as_rank(
     preparation.clear_folder(&config, &start)?;
     let best = preparation.earlier_best(&start, measured_on.as_ref());
     let share = exchange.map(|exchange| Share::new(exchange, &ports, vectors.sizes[MOMENT1]));
-    let mut run = Run::new(&config, options, &start, folder, vectors, share.transpose()?)?;
+    let mut run = Run::new(
+        &config,
+        options,
+        &start,
+        folder,
+        vectors,
+        share.transpose()?,
+    )?;
     (run.best, run.measured_on) = (best, measured_on);
     run.loss_scale =
         (opened.place.precision() == Precision::Fp16).then_some(start.state.head.loss_scale);
@@ -256,7 +263,9 @@ impl<'a> Run<'a> {
         let pending = head.pending_line;
         // A pending line is not in the log yet.
         let logged = head.iteration.saturating_sub(u64::from(pending.is_some()));
-        let writes = share.as_ref().is_none_or(|share| share.exchange.rank() == 0);
+        let writes = share
+            .as_ref()
+            .is_none_or(|share| share.exchange.rank() == 0);
         let log = writes
             .then(|| Log::open(&options.out, logged))
             .transpose()?;

@@ -20,8 +20,8 @@ use crate::train::keeping::{self, BestNetwork, MeasuredOn};
 use crate::train::start::{self, StartState, report_resumed};
 use crate::train::validation::Validation;
 use crate::train::{
-    DeviceChoice, DevicePlace, Fit, Fitted, Level, OpenedDevice, Report, RunBudget, RunOptions, State,
-    TrainConfig, ValidationMemory, previews,
+    DeviceChoice, DevicePlace, Fit, Fitted, Level, OpenedDevice, Report, RunBudget, RunOptions,
+    State, TrainConfig, ValidationMemory, previews,
 };
 use anyhow::{Result, ensure};
 use std::io::{Read, Write};

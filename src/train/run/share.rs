@@ -57,7 +57,10 @@ struct Times {
 /// Number and value of the largest element.
 fn largest(values: &[f64]) -> (usize, f64) {
     let all = values.iter().copied().enumerate();
-    all.fold((0, 0.0), |best, next| if next.1 > best.1 { next } else { best })
+    all.fold(
+        (0, 0.0),
+        |best, next| if next.1 > best.1 { next } else { best },
+    )
 }
 
 impl<'a> Share<'a> {
@@ -166,7 +169,10 @@ impl<'a> Share<'a> {
         times.data_wait.resize(all.len(), 0.0);
         times.gradient_wait.resize(all.len(), 0.0);
         times.substituted = all.iter().map(|words| words.substituted).collect();
-        let least = all.iter().map(|w| w.exchanged).fold(f64::INFINITY, f64::min);
+        let least = all
+            .iter()
+            .map(|w| w.exchanged)
+            .fold(f64::INFINITY, f64::min);
         for (rank, words) in all.iter().enumerate() {
             times.data_wait[rank] += words.data_wait;
             times.gradient_wait[rank] += words.exchanged - least;
