@@ -204,7 +204,11 @@ mod unix {
     pub fn open(launcher: LauncherKind) -> Result<Box<dyn Mpi>> {
         let (name, library) = load(&super::names(launcher), launcher)?;
         let version = version(&library)?;
-        let first = version.lines().next().unwrap_or_default().trim();
+        // Open MPI goes on with its package and build, MPICH with its configuration.
+        let first = version.lines().next().unwrap_or_default();
+        let first = first.split(", package:").next().unwrap_or_default();
+        let first = first.replace(" Version:\t", " ");
+        let first = first.trim();
         let description = format!("{first} ({name})");
         // A library with the standard interface may carry the old one too, under another name.
         if name.contains("mpi_abi") {
@@ -250,7 +254,10 @@ mod unix {
             // SAFETY: MPI libraries run initialisers that have no requirements
             match unsafe { Library::open(Some(name), RTLD_NOW | RTLD_GLOBAL) } {
                 Ok(library) => return Ok((name.clone(), library)),
-                Err(error) => reasons.push(error.to_string()),
+                Err(error) => {
+                    let error = anyhow::Error::from(error);
+                    reasons.push(format!("{name}: {error:#}"));
+                }
             }
         }
         let package = match launcher {
