@@ -20,6 +20,8 @@ cleanup() {
   rm -rf "$temporary"
 }
 trap cleanup EXIT
+# The two hosts are one machine, whose memory MPI would use in place of the network.
+export UCX_TLS=tcp,self FI_PROVIDER=tcp
 ip netns add paragon1
 ip link add veth0 netns paragon0 type veth peer name veth1 netns paragon1
 for host in 0 1; do
@@ -52,11 +54,17 @@ $(words alone 40) >"$temporary/alone.txt" 2>&1
 # shellcheck disable=SC2046
 ranks $(words near 40) >"$temporary/near.txt" 2>&1 || { cat "$temporary/near.txt"; exit 1; }
 cmp "$(state alone)" "$(state near)" && echo "two hosts: the bits of one process"
-for host in 0 1; do tc -n "paragon$host" qdisc add dev "veth$host" root netem delay 1ms; done
-# shellcheck disable=SC2046
-ranks $(words far 40) >"$temporary/far.txt" 2>&1 || { cat "$temporary/far.txt"; exit 1; }
-cmp "$(state alone)" "$(state far)" && echo "with 1 ms of delay each way: the same bits"
-for run in near far; do
+runs=(near)
+if tc -n paragon0 qdisc add dev veth0 root netem delay 1ms 2>/dev/null; then
+  tc -n paragon1 qdisc add dev veth1 root netem delay 1ms
+  runs+=(far)
+  # shellcheck disable=SC2046
+  ranks $(words far 40) >"$temporary/far.txt" 2>&1 || { cat "$temporary/far.txt"; exit 1; }
+  cmp "$(state alone)" "$(state far)" && echo "with 1 ms of delay each way: the same bits"
+else
+  echo "SKIP: no delay, because this kernel has no netem"
+fi
+for run in "${runs[@]}"; do
   tail -n 1 "$temporary/$run/log.jsonl" | sed -E 's/.*("ranks":\{[^}]*\}).*/'"$run"': \1/'
 done
 # shellcheck disable=SC2046
@@ -65,10 +73,12 @@ job=$!
 until [ -n "$(state cut 2>/dev/null)" ]; do sleep 0.1; done
 began=$SECONDS
 ip -n paragon1 link set veth1 down
-wait "$job" && { echo "the run went on without a link"; exit 1; }
+# The launcher itself may wait for a host that it cannot reach any more: the ranks count.
+left() { for host in 0 1; do ip netns pids "paragon$host" | xargs -r -n1 ps -o comm= -p | grep -cx "$(basename "$paragon" | cut -c 1-15)" || true; done | paste -sd ' '; }
+while [ "$(left)" != "0 0" ]; do
+  [ $((SECONDS - began)) -lt 60 ] || { echo "ranks are left after 60 s, on the two hosts: $(left)"; cat "$temporary/cut.txt"; exit 1; }
+  sleep 0.2
+done
+echo "both ranks ended $((SECONDS - began)) s after the cut (--rank-timeout 10)"
 grep -h "nothing was heard" "$temporary/cut.txt"
-echo "ended $((SECONDS - began)) s after the cut (--rank-timeout 10)"
-sleep 6
-left=$(ip netns pids paragon1 | xargs -r -n1 ps -o comm= -p | grep -c '^paragon$' || true)
-[ "$left" = 0 ] || { echo "$left ranks are left behind the cut link"; exit 1; }
-echo "no rank is left on either side"
+kill "$job" 2>/dev/null || true

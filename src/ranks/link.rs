@@ -30,7 +30,7 @@ const GRACE: Duration = Duration::from_secs(10);
 /// How much earlier than the others the rank that prints an error ends the job.
 const HEAD_START: Duration = Duration::from_secs(5);
 /// How long MPI may take to end.
-const FINALIZE: Duration = Duration::from_secs(20);
+const FINALIZE: Duration = Duration::from_secs(10);
 
 /// The state of a rank, as its words say.
 #[derive(Clone, Debug, PartialEq)]
@@ -169,10 +169,14 @@ impl Link {
             .unwrap_or(false)
     }
 
-    /// Ends MPI together with the other ranks.
+    /// Leaves together with the other ranks and ends MPI. MPI is given up on where it does not end in
+    /// time: nothing is lost by then.
     pub fn leave(&self) -> Result<(), RankError> {
         let (reply, answer) = bounded(1);
-        self.ask(Request::Leave(reply), &answer)?
+        self.ask(Request::Leave(reply), &answer)??;
+        // The thread drops its end when MPI has ended.
+        let _ = answer.recv_timeout(FINALIZE);
+        Ok(())
     }
 
     /// Waits for an answer for as long as the thread runs.
@@ -191,7 +195,7 @@ impl Link {
                 }
             }
             // Counts waits and not seconds: a process that was suspended has made one.
-            let most = self.timeout.max(FINALIZE).as_secs() + 1;
+            let most = self.timeout.as_secs() + 1;
             if stuck > most {
                 return Err(RankError::Library(format!(
                     "MPI does not return from a call since {most} s"
@@ -558,11 +562,11 @@ impl Post {
         });
         let troubled = self.trouble.is_some() || self.trouble_taken;
         if done {
+            let _ = reply.send(self.trouble.take().map_or(Ok(()), |(error, _)| Err(error)));
             // With messages on their way, ending MPI could wait for ever.
             if !troubled {
                 self.mpi.finalize();
             }
-            let _ = reply.send(self.trouble.take().map_or(Ok(()), |(error, _)| Err(error)));
             return true;
         }
         if troubled && since.elapsed() > GRACE {
