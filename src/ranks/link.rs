@@ -244,7 +244,7 @@ struct Peer {
     /// What it said last; `None` before its first word.
     said: Option<Word>,
     /// Whether this rank's last word, [`Word::Left`], was sent.
-    told_left: bool,
+    sent_left: bool,
 }
 
 /// An exchange in progress.
@@ -458,7 +458,7 @@ impl Post {
             return Ok(());
         }
         let last = self.word == Word::Left;
-        if self.peers[peer].told_left || !(due || last) {
+        if self.peers[peer].sent_left || !(due || last) {
             return Ok(());
         }
         let mail = Mail {
@@ -467,7 +467,7 @@ impl Post {
             ..Mail::default()
         };
         self.peers[peer].outgoing = Some(self.mpi.start(mail, TAG_WORD)?);
-        self.peers[peer].told_left = last;
+        self.peers[peer].sent_left = last;
         Ok(())
     }
 
@@ -551,14 +551,14 @@ impl Post {
         // A failure is said first: the other ranks must not read that this one has left.
         let heard = self.others().all(|peer| {
             let peer = &self.peers[peer];
-            peer.told_left || matches!(peer.said, Some(Word::Failed(_) | Word::Left))
+            peer.sent_left || matches!(peer.said, Some(Word::Failed(_) | Word::Left))
         });
         if !failed || heard || since.elapsed() >= WORD_INTERVAL {
             self.word = Word::Left;
         }
         let done = self.others().all(|peer| {
             let peer = &self.peers[peer];
-            peer.said == Some(Word::Left) && peer.told_left && peer.outgoing.is_none()
+            peer.said == Some(Word::Left) && peer.sent_left && peer.outgoing.is_none()
         });
         let troubled = self.trouble.is_some() || self.trouble_taken;
         if done {

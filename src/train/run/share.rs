@@ -143,7 +143,7 @@ impl<'a> Share<'a> {
         Ok(())
     }
 
-    /// Tells the other ranks, which wait for the next round, to stop.
+    /// Makes the other ranks stop, which wait for the next round.
     ///
     /// # Errors
     /// Another rank has failed or is lost.
