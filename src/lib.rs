@@ -152,6 +152,8 @@ pub mod loader;
 pub mod model;
 pub mod plan;
 #[doc(hidden)]
+pub mod ranks;
+#[doc(hidden)]
 pub mod report;
 pub mod shard;
 #[doc(hidden)]

@@ -182,6 +182,10 @@ const EXAMPLES: &[Examples] = &[
                 "paragon plan --network span --scale 4 --time",
                 "memory, and how long it would take here",
             ),
+            (
+                "paragon plan --network pro --ranks 8",
+                "what each of eight ranks takes",
+            ),
         ],
     ),
     (
@@ -202,6 +206,10 @@ const EXAMPLES: &[Examples] = &[
             (
                 "paragon train --name fine --pretrain runs/try1 --lr 5e-5",
                 "a new run from a trained network",
+            ),
+            (
+                "mpirun -n 4 paragon train --shards /data/set --out runs/four",
+                "four processes on one or several hosts (docs/clusters.md)",
             ),
             (
                 "paragon train --shards photos --shards drawings --weights 3,1",
@@ -440,7 +448,8 @@ mod tests {
     fn every_example_is_a_command_that_parses() {
         for (path, examples) in EXAMPLES {
             for (example, _) in *examples {
-                let words: Vec<&str> = example.split(' ').collect();
+                let started = example.strip_prefix("mpirun -n 4 ").unwrap_or(example);
+                let words: Vec<&str> = started.split(' ').collect();
                 assert_eq!(&words[1..=path.len()], *path, "{example}");
                 if let Err(error) = Cli::command().try_get_matches_from(words) {
                     panic!("{example}: {error}");

@@ -13,6 +13,7 @@ use std::borrow::Cow;
 use std::fmt::Display;
 use std::io::{ErrorKind, Write};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Parses a whole number from 1 to `most`, in every form that a configuration key accepts (`5000`,
 /// `5_000`, `5e3`).
@@ -120,11 +121,31 @@ fn json_text(text: &str) -> String {
     out
 }
 
-/// Prints on stderr. An error is ignored: a closed stderr must not stop hours of work.
-pub fn tell(text: impl Display) {
+/// True where only errors are printed: on ranks other than 0.
+static SILENT: AtomicBool = AtomicBool::new(false);
+
+/// Prints nothing from now on but what [`tell_error`] is given.
+pub fn silence() {
+    SILENT.store(true, Ordering::Relaxed);
+}
+
+/// Whether [`silence`] was called.
+pub fn is_silent() -> bool {
+    SILENT.load(Ordering::Relaxed)
+}
+
+/// Prints on stderr, also where everything else is silent.
+pub fn tell_error(text: impl Display) {
     let text = text.to_string();
     copy_line(&text);
     let _ = writeln!(std::io::stderr(), "{}", for_terminal(&text));
+}
+
+/// Prints on stderr. An error is ignored: a closed stderr must not stop hours of work.
+pub fn tell(text: impl Display) {
+    if !is_silent() {
+        tell_error(text);
+    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! `paragon plan`: the memory of a run, computed from its flags alone. Neither data nor a GPU is
 //! needed.
 
-use super::flags::{MAX_SIDE, count, positive, print, print_json, tell};
+use super::flags::{MAX_BATCH, MAX_SIDE, count, positive, print, print_json, tell};
 use super::layout::{columns, folded};
 use super::plan_max::largest;
 use super::recipe::{KeyFlags, Layers, Machine, Planning, Unhonoured, settings_of};
@@ -10,7 +10,7 @@ use anyhow::{Result, bail, ensure};
 use paragon::backend::CudaSizing;
 use paragon::backend::cpu::CpuOptions;
 use paragon::backend::cuda::lower;
-use paragon::config::Settings;
+use paragon::config::{Settings, Value};
 use paragon::loader::{LoaderBound, STACK_BYTES, degrade_bytes};
 use paragon::model::Setting;
 use paragon::plan::{Class, LayerLine, Plan, Precision};
@@ -55,6 +55,10 @@ pub struct Args {
     /// Megapixels of the largest HR image of a validation, which is taken as a square
     #[arg(long, value_name = "MP", value_parser = positive, help_heading = "Machine")]
     val_megapixels: Option<f64>,
+    /// Ranks that share an iteration (see docs/clusters.md): shows what one of them holds; rank 0
+    /// also holds what validation takes
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = count(MAX_BATCH), help_heading = "Machine")]
+    ranks: usize,
     /// List activations, gradients and losses layer by layer
     #[arg(long, help_heading = "Output")]
     layers: bool,
@@ -87,6 +91,8 @@ struct Report<'a> {
     settings: BTreeMap<&'static str, Setting>,
     lq_size: usize,
     effective_batch: usize,
+    /// Ranks that share an iteration; the memory is that of one of them.
+    ranks: usize,
     device: &'a str,
     precision: Precision,
     /// The unit of the CPU that multiplies bf16 values, with `--precision bf16`.
@@ -235,7 +241,17 @@ pub fn run(args: &Args) -> Result<()> {
         .settings(&args.flags, Unhonoured::new(args.verbose, args.quiet))?;
     let machine = &machine(&settings)?;
     let scale = settings.whole("scale").unwrap_or(USUAL_SCALE) as usize;
-    let config = settings.train_config(scale, args.stored_lq_size.unwrap_or(usize::MAX))?;
+    let mut config = settings.train_config(scale, args.stored_lq_size.unwrap_or(usize::MAX))?;
+    if *settings.value("data.accum_iter") == Value::Null {
+        config.accum_iter = args.ranks;
+    }
+    ensure!(
+        config.accum_iter.is_multiple_of(args.ranks),
+        "an iteration of {} micro-batches (--accum-iter) cannot be shared by {} ranks, which compute as many each: give --accum-iter {}",
+        config.accum_iter,
+        args.ranks,
+        config.accum_iter.next_multiple_of(args.ranks)
+    );
     config.check()?;
     let place = args.place(machine)?;
     let (loader_threads, slots) = machine.prefetch.at(&place);
@@ -258,6 +274,7 @@ pub fn run(args: &Args) -> Result<()> {
         earlier: None,
         loader: &loader,
         validation: args.validation(&config, &place)?,
+        ranks: args.ranks,
     };
     if machine.vram.is_some() && !place.is_device() {
         bail!(
@@ -304,6 +321,7 @@ pub fn run(args: &Args) -> Result<()> {
             settings: settings_of(&config.network),
             lq_size: config.lq_size,
             effective_batch: config.effective_batch(),
+            ranks: args.ranks,
             device,
             precision: plan.precision,
             bf16_unit: place.bf16_unit().map(|unit| unit.to_string()),

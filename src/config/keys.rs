@@ -259,11 +259,11 @@ const FIXED: &[Key] = &[
         "data.accum_iter",
         Kind::Whole(1, MAX_BATCH as u64),
     )
-    .default("1")
+    .unset("1, or one for each rank; a resumed run keeps its own")
     .flag("accum-iter", "N")
     .doc(
-        "Micro-batches in an iteration: the same training as a batch so many times \
-         larger, in less memory",
+        "Micro-batches in an iteration, of all ranks together: the same training as a batch so \
+         many times larger, in less memory",
     ),
     Key::new(Heading::Recipe, "data.use_hflip", Kind::Bool)
         .default("true")

@@ -489,7 +489,7 @@ impl Settings {
                 .whole("data.lq_size")
                 .unwrap_or(LQ_SIZE.min(stored_lq_size as u64)) as usize,
             batch_size: self.count("data.batch_size_per_gpu")? as usize,
-            accum_iter: self.count("data.accum_iter")? as usize,
+            accum_iter: self.whole("data.accum_iter").unwrap_or(1) as usize,
             use_hflip: self.is_on("data.use_hflip"),
             use_rot: self.is_on("data.use_rot"),
             losses: self.list("train.losses", losses),

@@ -111,10 +111,16 @@ fn decay_text() -> String {
 }
 
 fn patches(lq_size: u64, batch: u64, accum: u64, rotate: bool) -> Vec<(String, Value)> {
+    // One micro-batch, or as many as there are ranks.
+    let accumulation = if accum == 1 {
+        Value::Null
+    } else {
+        Value::Whole(accum)
+    };
     vec![
         ("data.lq_size".into(), Value::Whole(lq_size)),
         ("data.batch_size_per_gpu".into(), Value::Whole(batch)),
-        ("data.accum_iter".into(), Value::Whole(accum)),
+        ("data.accum_iter".into(), accumulation),
         ("data.use_rot".into(), Value::Bool(rotate)),
     ]
 }

@@ -68,6 +68,16 @@ pub enum OnCorrupt {
     Substitute,
 }
 
+/// What the processes that share the samples take in turns.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Turns {
+    /// Samples: a batch of one process is spread over all of the order.
+    #[default]
+    Samples,
+    /// Batches: batch `n` of rank `r` of `R` is batch `n R + r` of a process that is alone.
+    Batches,
+}
+
 /// What a loader delivers, and how.
 #[derive(Clone, Debug)]
 pub struct LoaderConfig {
@@ -91,8 +101,11 @@ pub struct LoaderConfig {
     pub start: u64,
     /// Number of this process among those that share the samples, from 0.
     pub rank: u64,
-    /// Processes that share the samples: this one takes the samples `rank`, `rank + ranks`, ...
+    /// Processes that share the samples: this one takes the samples `rank`, `rank + ranks`, ..., or
+    /// the batches with these numbers, see [`LoaderConfig::turns`].
     pub ranks: u64,
+    /// What the processes take in turns.
+    pub turns: Turns,
     /// Bytes of shards that are shuffled at a time; `None` shuffles everything.
     pub window: Option<u64>,
     /// How records are read.
@@ -122,6 +135,7 @@ impl LoaderConfig {
             start: 0,
             rank: 0,
             ranks: 1,
+            turns: Turns::Samples,
             window: None,
             io: Io::Mmap,
             on_corrupt: OnCorrupt::Stop,

@@ -11,7 +11,7 @@ use super::conversion::Converter;
 use super::degrade::SampleDegrader;
 use super::order::{Order, Sample};
 use super::slot::{Batch, InFlight, Slot, SlotLayout, SlotReturn};
-use super::{LoaderConfig, OnCorrupt, STACK_BYTES, Sources, bound};
+use super::{LoaderConfig, OnCorrupt, STACK_BYTES, Sources, Turns, bound};
 use crate::shard::reader::{Advice, Crop, Scratch};
 use crate::support::failure;
 use crate::support::isa::Isa;
@@ -418,7 +418,18 @@ impl Filler {
 
     /// The number, among all samples of all ranks, of sample `i` of a batch.
     fn sample_number(&self, batch: u64, i: usize) -> u64 {
-        (batch * self.config.batch as u64 + i as u64) * self.config.ranks + self.config.rank
+        let LoaderConfig { rank, ranks, .. } = self.config;
+        let (count, i) = (self.config.batch as u64, i as u64);
+        match self.config.turns {
+            Turns::Samples => (batch * count + i) * ranks + rank,
+            Turns::Batches => (batch * ranks + rank) * count + i,
+        }
+    }
+
+    /// The numbers of the samples that all ranks take with this batch.
+    fn samples_of_all(&self, batch: u64) -> std::ops::Range<u64> {
+        let all = self.config.batch as u64 * self.config.ranks;
+        batch * all..(batch + 1) * all
     }
 
     /// Fills a slot with batch `number`.
@@ -516,8 +527,9 @@ impl Filler {
     /// memory already, it skips the check for some batches.
     fn fetch_ahead(&mut self, number: u64) {
         let (ahead, io) = (number + self.config.threads as u64, self.config.io);
-        for i in 0..self.config.batch {
-            if let Some(change) = self.order.window_change(self.sample_number(number, i)) {
+        // A window changes at one sample, which another rank may take.
+        for sample in self.samples_of_all(number) {
+            if let Some(change) = self.order.window_change(sample) {
                 let set = self.sources.set(change.set);
                 change
                     .needed

@@ -342,6 +342,15 @@ fn resource_limits(root: &Path, wanted: Wanted) -> Vec<MemoryRoom> {
     rows.into_iter().filter_map(room).collect()
 }
 
+pub(super) fn usable_cores() -> Option<usize> {
+    // SAFETY: a set of cores is plain data; the call writes one whose size it is given
+    unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        let done = libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &mut set) == 0;
+        done.then(|| libc::CPU_COUNT(&set) as usize)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

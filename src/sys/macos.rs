@@ -86,3 +86,7 @@ pub(super) fn is_resident(_: &Mmap, _: usize, _: usize) -> Option<bool> {
 pub(super) fn is_disk_error(_: i32) -> bool {
     false
 }
+
+pub(super) fn usable_cores() -> Option<usize> {
+    None
+}

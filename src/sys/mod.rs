@@ -104,6 +104,23 @@ pub fn allow_tile_registers() -> bool {
     own::allow_tile_registers()
 }
 
+/// Name of this host; empty where the system does not say it.
+pub fn host_name() -> String {
+    system::host_name()
+}
+
+/// Processor cores of this host that are switched on, whichever of them this process may use; `None`
+/// where the system does not say it (Windows).
+pub fn online_cores() -> Option<usize> {
+    system::online_cores()
+}
+
+/// Processor cores that this process may run on, whatever its control group allows; `None` where the
+/// system does not say it (macOS, Windows).
+pub fn usable_cores() -> Option<usize> {
+    own::usable_cores()
+}
+
 /// Bytes that this user may still write to the disk that holds `path`.
 pub fn free_space(path: &Path) -> Option<u64> {
     system::free_space(path)

@@ -305,3 +305,15 @@ pub(super) fn is_error(number: i32, class: ErrorClass) -> bool {
         ),
     }
 }
+
+pub(super) fn host_name() -> String {
+    std::env::var("COMPUTERNAME").unwrap_or_default()
+}
+
+pub(super) fn online_cores() -> Option<usize> {
+    None
+}
+
+pub(super) fn usable_cores() -> Option<usize> {
+    None
+}

@@ -8,7 +8,7 @@
 use super::{DevicePlace, RunBudget, RunMemory, TrainConfig, ValidationMemory};
 use crate::loader::LoaderBound;
 use crate::model::Recompute;
-use crate::plan::Plan;
+use crate::plan::{Op, Plan};
 use crate::support::text::bytes_text;
 use anyhow::{Result, bail};
 use serde::Serialize;
@@ -69,6 +69,8 @@ pub struct Fit<'a> {
     pub loader: &'a dyn Fn(&TrainConfig, usize) -> Result<LoaderBound>,
     /// The memory that validation takes.
     pub validation: ValidationMemory,
+    /// Ranks that share the micro-batches of an iteration; 1 for a process that is alone.
+    pub ranks: usize,
 }
 
 /// A run that fits its budget.
@@ -116,11 +118,12 @@ impl Fit<'_> {
     /// Pairs of batch size and accumulation with the requested samples in an iteration, from the
     /// requested batch size downwards.
     fn splits(&self) -> impl Iterator<Item = (usize, usize)> {
-        let effective = self.config.effective_batch();
+        let (effective, ranks) = (self.config.effective_batch(), self.ranks);
         (1..=self.config.batch_size)
             .rev()
             .filter(move |b| effective.is_multiple_of(*b))
             .map(move |b| (b, effective / b))
+            .filter(move |(_, micro_batches)| micro_batches.is_multiple_of(ranks))
     }
 
     /// The request as a choice.
@@ -154,13 +157,15 @@ impl Fit<'_> {
         let plan = self
             .place
             .plan(&config, choice.recompute, self.validation.room.bytes)?;
-        let memory = RunMemory::new(
+        let mut memory = RunMemory::new(
             &config,
             &self.place,
             &plan,
             &(self.loader)(&config, choice.slots)?,
             &self.validation,
         );
+        let adds = adds_whole_gradients(&plan, choice.accum_iter);
+        memory.add_ranks(&config, self.ranks, adds);
         Ok(Candidate {
             choice,
             plan,
@@ -190,7 +195,9 @@ impl Fit<'_> {
         if self.may_split {
             // An earlier process of this run may have split its iterations. The same split is tried
             // first, for the same bits.
-            let earlier = self.earlier.filter(|e| e.0 < asked.batch_size);
+            let earlier = self
+                .earlier
+                .filter(|e| e.0 < asked.batch_size && e.1.is_multiple_of(self.ranks));
             splits = earlier.into_iter().chain(self.splits()).collect();
         }
         // The stated budget alone decides the split; the memory of the machine decides the rest.
@@ -381,6 +388,14 @@ impl Fit<'_> {
     }
 }
 
+/// Whether a process that is alone has to add whole gradients, as ranks do, to get their bits: for
+/// several micro-batches of a network whose kernels add two gradients to one parameter, where they
+/// would be added to the sum one by one.
+pub(super) fn adds_whole_gradients(plan: &Plan, micro_batches: usize) -> bool {
+    let adds_twice = |op: &Op| matches!(op, Op::ScaledSumBack(sum) if sum.adds_gamma);
+    micro_batches > 1 && plan.ops.iter().any(adds_twice)
+}
+
 /// A remedy as a line of a message.
 fn remedy_text(remedy: &Remedy, on_device: bool) -> String {
     let device = if on_device {
@@ -439,6 +454,7 @@ mod tests {
             earlier: None,
             loader: &loader,
             validation: ValidationMemory::default(),
+            ranks: 1,
         }
         .choose()
     }

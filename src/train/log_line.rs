@@ -37,6 +37,9 @@ pub struct LogLine {
     /// Peak anonymous memory of the process so far, bytes; absent if the system does not report it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub anonymous: Option<u64>,
+    /// How ranks went together since the last line; absent for a process that is alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ranks: Option<RanksLine>,
     /// Validation PSNR over R, G and B, dB.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub val_psnr: Option<f64>,
@@ -62,6 +65,27 @@ pub struct LogLine {
     /// SSIM on Y of the bicubic upscaling.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub val_bicubic_ssim_y: Option<f64>,
+}
+
+/// How the ranks of a run went together since the last log line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct RanksLine {
+    /// Number of ranks.
+    pub count: usize,
+    /// Share of the time that the slowest loader's rank waited for data, 0 to 1.
+    pub data_wait: f64,
+    /// That rank.
+    pub data_wait_rank: usize,
+    /// Share of the time that a rank waited for the gradients of slower ones, 0 to 1: the largest
+    /// over all ranks.
+    pub gradient_wait: f64,
+    /// That rank.
+    pub gradient_wait_rank: usize,
+    /// Milliseconds of an iteration for the messages themselves: the least over all ranks, which is
+    /// that of the rank that came last.
+    pub exchange_ms: f64,
+    /// Milliseconds of an iteration in which rank 0 copied and added gradients.
+    pub packing_ms: f64,
 }
 
 /// Reads null as NaN: JSON has no NaN, and serde_json writes null for it. Without this a resumed

@@ -10,6 +10,7 @@ use crate::inference::upscale::{LeastRoom, Tiler, least_room};
 use crate::loader::LoaderBound;
 use crate::model::{Recompute, training_plan};
 use crate::plan::{MemoryLine, MemoryTable, Plan, Precision, Sizing};
+use crate::ranks::{LIBRARY_BYTES, OrderedSum};
 use crate::support::text::bytes_text;
 use anyhow::Result;
 use serde::Serialize;
@@ -251,6 +252,27 @@ impl RunMemory {
             host,
             device_bytes,
             host_bytes,
+        }
+    }
+}
+
+impl RunMemory {
+    /// Adds what one of several ranks holds besides: the messages with gradients, and the MPI
+    /// library. `adds`: whether a process that is alone adds gradients as ranks do.
+    pub fn add_ranks(&mut self, config: &TrainConfig, ranks: usize, adds: bool) {
+        let bytes = OrderedSum::bytes(ranks, config.network.params().trainable());
+        let lines = match ranks {
+            1 if adds => vec![line("sum of gradients", bytes)],
+            1 => return,
+            _ => vec![
+                line(format!("exchange of gradients: {ranks} ranks"), bytes),
+                line("MPI library (allowance)", LIBRARY_BYTES),
+            ],
+        };
+        for line in lines {
+            self.host_bytes = self.host_bytes.saturating_add(line.bytes);
+            let program = self.host.len().saturating_sub(1);
+            self.host.insert(program, line);
         }
     }
 }

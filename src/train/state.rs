@@ -223,6 +223,15 @@ impl State {
     /// # Errors
     /// The file cannot be written.
     pub fn write(&self, path: &Path) -> Result<()> {
+        let bytes = self.to_bytes()?;
+        files::write_atomic(path, |out| Ok(out.write_all(&bytes)?))
+    }
+
+    /// The bytes of the state's file.
+    ///
+    /// # Errors
+    /// The state cannot be encoded.
+    pub fn to_bytes(&self) -> Result<Vec<u8>> {
         let metadata =
             HashMap::from([(METADATA_KEY.to_string(), seal(&self.head, &self.vectors)?)]);
         let views = NAMES
@@ -235,8 +244,7 @@ impl State {
                 ))
             })
             .collect::<Result<Vec<_>>>()?;
-        let bytes = safetensors::serialize(views, Some(metadata))?;
-        files::write_atomic(path, |out| Ok(out.write_all(&bytes)?))
+        Ok(safetensors::serialize(views, Some(metadata))?)
     }
 
     /// Reads and checks a state.

@@ -5,7 +5,7 @@ use crate::shard_common;
 
 use paragon::loader::bench::{BenchConfig, measure};
 use paragon::loader::quality::quality;
-use paragon::loader::{Loader, LoaderConfig, OnCorrupt, Sources, bound};
+use paragon::loader::{Loader, LoaderConfig, OnCorrupt, Sources, Turns, bound};
 use paragon::shard::codec::Codec;
 use paragon::shard::reader::{Advice, Io, ShardSet};
 use shard_common::{config as build, make, make_writable, pictures, small_set};
@@ -202,6 +202,24 @@ fn ranks_take_turns() {
         .collect();
     for (i, &record) in one.iter().enumerate() {
         assert_eq!(ranks[i % 4][i / 4], record, "sample {i}");
+    }
+    // or whole batches
+    for rank in 0..3 {
+        let taken = records(
+            &sources,
+            LoaderConfig {
+                batch: 4,
+                rank,
+                ranks: 3,
+                turns: Turns::Batches,
+                ..config()
+            },
+            10,
+        );
+        for (batch, records) in taken.chunks(4).enumerate() {
+            let start = 12 * batch + 4 * rank as usize;
+            assert_eq!(records, &one[start..start + 4], "rank {rank}");
+        }
     }
     assert!(
         Loader::start(

@@ -51,6 +51,7 @@ mod plan_cli;
 mod plan_properties;
 mod plan_recompute;
 mod portability;
+mod ranks;
 mod reference;
 mod reference_attention;
 mod reference_operations;

@@ -179,6 +179,7 @@ impl RunFacts {
             "bicubic_psnr_y": newest.and_then(|line| line.val_bicubic_psnr_y),
             "loss": self.log.last.as_ref().map(|line| line.loss),
             "it_per_s": self.log.it_per_s,
+            "ranks": self.log.last.as_ref().and_then(|line| line.ranks),
             "seconds": self.log.last.as_ref().map(|line| line.seconds),
             "settings": settings,
         })

@@ -184,6 +184,17 @@ fn tiles(log: &LogDigest, last: &LogLine, baseline: &str) -> Vec<Tile> {
         "waiting for data, mean",
         format!("{:.1} %", 100.0 * log.data_wait),
     ));
+    if let Some(ranks) = last.ranks {
+        out.push(tile("ranks", ranks.count.to_string()));
+        out.push(tile(
+            &format!("waiting for data, rank {}", ranks.data_wait_rank),
+            format!("{:.1} %", 100.0 * ranks.data_wait),
+        ));
+        out.push(tile(
+            &format!("waiting for gradients, rank {}", ranks.gradient_wait_rank),
+            format!("{:.1} %", 100.0 * ranks.gradient_wait),
+        ));
+    }
     if let Some(peak) = log.anonymous {
         out.push(tile("memory used at most", bytes_text(peak)));
     }

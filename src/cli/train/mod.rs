@@ -4,18 +4,19 @@ mod output;
 mod summary;
 
 use super::data::{DataArgs, Window};
-use super::flags::print_json;
+use super::flags::{self, print_json};
 use super::recipe::{KeyFlags, Layers, Machine, Training, Unhonoured};
 use anyhow::{Result, bail, ensure};
 use output::Output;
 use paragon::config::{KEYS, Settings, Value, docs};
 use paragon::loader::{Sources, window_advice};
+use paragon::ranks::{Exchange, Ranks, USUAL_TIMEOUT};
 use paragon::shard::reader::Io;
 use paragon::support::text::one_line;
 use paragon::sys::stop_flag;
 use paragon::train::{
     ConfigFile, Decay, Level, RECIPE_FILE, RunOptions, StateHead, TrainConfig, ValidationSet,
-    newest_state, train,
+    newest_state, train_as_rank,
 };
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
@@ -24,6 +25,8 @@ use summary::print_summary;
 
 /// Exit code of a run that was stopped from outside.
 pub const STOPPED: i32 = 130;
+/// The key of the number of micro-batches in an iteration.
+const ACCUMULATION: &str = "data.accum_iter";
 /// The value of `val.dataset` that turns validation off.
 const NO_VALIDATION: &str = "none";
 
@@ -46,6 +49,10 @@ pub struct Args {
     /// and curves
     #[arg(long, help_heading = "Output")]
     restart: bool,
+    /// As one of several ranks: the longest time in seconds without a word from another rank, after
+    /// which all of them end (docs/clusters.md)
+    #[arg(long, value_name = "SECONDS", default_value_t = USUAL_TIMEOUT, help_heading = "Machine")]
+    rank_timeout: u64,
     /// Print more: the table of the memory, how shards are read, every ignored key of an option file
     #[arg(long, short, help_heading = "Output", conflicts_with = "quiet")]
     verbose: bool,
@@ -57,8 +64,48 @@ pub struct Args {
     json: bool,
 }
 
-/// Trains; exit code 130 when stopped from outside after saving.
+/// Trains, as one of several ranks if a launcher has started them; exit code 130 when stopped from
+/// outside after saving.
 pub fn run(args: &Args) -> Result<()> {
+    let ranks = Ranks::join(args.rank_timeout)?;
+    if ranks.as_ref().is_some_and(|ranks| !ranks.is_first()) {
+        flags::silence();
+    }
+    let outcome = run_as(args, ranks.as_ref());
+    let stopped = match ranks {
+        Some(ranks) => leave(&ranks, outcome),
+        None => outcome?,
+    };
+    if stopped {
+        // The run is saved.
+        std::process::exit(STOPPED);
+    }
+    Ok(())
+}
+
+/// Ends this rank together with the others. Returns whether the run was stopped; after an error the
+/// process ends here.
+fn leave(ranks: &Ranks, outcome: Result<bool>) -> bool {
+    let outcome = outcome.and_then(|stopped| ranks.leave().map(|()| stopped));
+    match outcome {
+        Ok(stopped) => stopped,
+        Err(error) => {
+            if ranks.fail(&error) {
+                let name = if ranks.is_first() {
+                    String::new()
+                } else {
+                    format!("{}: ", ranks.name(ranks.rank()))
+                };
+                flags::tell_error(format_args!("{name}error: {error:#}"));
+            }
+            let _ = ranks.leave();
+            std::process::exit(1)
+        }
+    }
+}
+
+/// Trains as one of several ranks, or alone. Returns whether the run was stopped from outside.
+fn run_as(args: &Args, ranks: Option<&Ranks>) -> Result<bool> {
     let output = &Output::new(args.verbose, args.quiet);
     let mut settings = args
         .layers
@@ -69,12 +116,24 @@ pub fn run(args: &Args) -> Result<()> {
     let sources = data.open()?;
     let (scale, crop) = (sources.scale() as usize, sources.crop() as usize);
     let out = run_folder(&settings, scale)?;
-    let stored = stored_run(args, &out)?;
+    let read_stored = || {
+        let stored = stored_run(args, &out)?;
+        if let Some(head) = &stored {
+            check_pretrained(&settings, &out, head)?;
+        }
+        Ok(stored)
+    };
+    let stored = match ranks {
+        Some(ranks) => ranks.of_first(read_stored)?,
+        None => read_stored()?,
+    };
     if let Some(head) = &stored {
-        check_pretrained(&settings, &out, head)?;
         keep_choices(args, &mut settings, &head.config);
     }
     let mut config = settings.train_config(scale, crop)?;
+    if *settings.value(ACCUMULATION) == Value::Null {
+        config.accum_iter = ranks.map_or(1, Exchange::ranks);
+    }
     let degrade = data.degrade(&sources)?;
     config.degrade = degrade
         .as_ref()
@@ -103,7 +162,10 @@ pub fn run(args: &Args) -> Result<()> {
     );
     let options = RunOptions {
         out: out.clone(),
-        threads: machine.threads,
+        threads: match (machine.threads, ranks) {
+            (0, Some(ranks)) => ranks.threads(),
+            (threads, _) => threads,
+        },
         prefetch: machine.prefetch,
         io,
         on_corrupt: data.on_corrupt,
@@ -136,7 +198,11 @@ pub fn run(args: &Args) -> Result<()> {
     let started = std::time::Instant::now();
     let bar = |total| output.progress(total, &out);
     let report = |level: Level, text: &str| output.report(level, text);
-    let summary = train(sources, &config, &options, &report, &bar)?;
+    let summary = train_as_rank(ranks, sources, &config, &options, &report, &bar)?;
+    let stopped = !summary.finished && stop.load(Ordering::Relaxed);
+    if flags::is_silent() {
+        return Ok(stopped);
+    }
     let printed = if args.json {
         print_json(&summary)
     } else {
@@ -148,11 +214,11 @@ pub fn run(args: &Args) -> Result<()> {
         )
     };
     super::report::renew(&out);
-    if !summary.finished && stop.load(Ordering::Relaxed) {
-        // The run is saved. An error of printing is ignored: the terminal may have been closed.
-        std::process::exit(STOPPED);
+    // For a run that was stopped, an error of printing is ignored: the terminal may have been closed.
+    if stopped {
+        return Ok(true);
     }
-    printed
+    printed.map(|()| false)
 }
 
 /// `--name` on the command line wins over the folder that a file names, such as the `config.yml` of
@@ -243,6 +309,12 @@ fn keep_choices(args: &Args, settings: &mut Settings, stored: &TrainConfig) {
     }
     if *settings.value("train.warmup_iter") == Value::Null {
         settings.put("train.warmup_iter", Value::Whole(stored.schedule.warmup));
+    }
+    if *settings.value(ACCUMULATION) == Value::Null {
+        // The same samples in an iteration, whatever the number of ranks.
+        let batch = settings.whole("data.batch_size_per_gpu").unwrap_or(1);
+        let micro_batches = (stored.effective_batch() as u64 / batch).max(1);
+        settings.put(ACCUMULATION, Value::Whole(micro_batches));
     }
     if let Decay::MultiStep { milestones, .. } = &stored.schedule.decay
         && *settings.value("train.scheduler.milestones") == Value::Null

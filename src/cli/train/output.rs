@@ -33,7 +33,7 @@ impl Output {
             Level::Info => !self.quiet,
             Level::Warning => true,
         };
-        if shown {
+        if shown && !flags::is_silent() {
             flags::tell(text);
         } else {
             self.transcript.line(text);
@@ -46,6 +46,9 @@ impl Output {
 
     /// The display of the iterations; from now on the folder belongs to the run.
     pub fn progress(&self, total: u64, out: &Path) -> Progress {
+        if flags::is_silent() {
+            return Progress::hidden();
+        }
         if let Err(error) = self.transcript.open(out) {
             let file = out.join("train.log");
             let text = format!("warning: cannot write {}: {error}", file.display());

@@ -174,6 +174,23 @@ fn is_ignored(signal: libc::c_int) -> bool {
     }
 }
 
+pub(super) fn host_name() -> String {
+    let mut name = [0u8; 256];
+    // SAFETY: the buffer has room for the length that is given, and its last byte stays 0
+    let failed = unsafe { libc::gethostname(name.as_mut_ptr().cast(), name.len() - 1) } != 0;
+    if failed {
+        return String::new();
+    }
+    let length = name.iter().position(|&b| b == 0).unwrap_or(name.len());
+    String::from_utf8_lossy(&name[..length]).into_owned()
+}
+
+pub(super) fn online_cores() -> Option<usize> {
+    // SAFETY: the call only returns a number
+    let cores = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) };
+    usize::try_from(cores).ok().filter(|&cores| cores > 0)
+}
+
 pub(super) fn is_error(number: i32, class: ErrorClass) -> bool {
     use libc::{
         EBADMSG, EINVAL, EIO, ELOOP, EMFILE, ENAMETOOLONG, ENFILE, ENOBUFS, ENODATA, ENODEV,

@@ -13,7 +13,7 @@ use crate::train::folder::{
     bytes_in, model_names, model_path, models_folder, state_path, states_folder,
 };
 use crate::train::state_files::list_states;
-use crate::train::{State, keeping};
+use crate::train::{Log, State, keeping};
 use anyhow::{Result, bail, ensure};
 use std::io::ErrorKind;
 
@@ -111,7 +111,7 @@ impl Run<'_> {
         state.head.skipped_in_a_row = self.skipped_in_a_row;
         state.head.pending_line = self.pending;
         // A run that resumes from this state expects all log lines up to its iteration.
-        self.log.sync()?;
+        self.log.iter().try_for_each(Log::sync)?;
         state.write(&state_path(run, self.iteration))?;
         self.saved = Some(self.iteration);
         // If the folder cannot be listed, a state too many stays, which does no harm.

@@ -69,7 +69,12 @@ impl Run<'_> {
         self.folder.check()?;
         self.show_line(scores, progress);
         let (network, bicubic) = scores.map(|s| (s.network, s.bicubic)).unzip();
-        let warning = self.log.append(LogLine {
+        let (seconds, iterations) = (self.meter.line_seconds(), self.meter.line_iterations());
+        let ranks = self
+            .share
+            .as_mut()
+            .and_then(|share| share.line(seconds, iterations));
+        let line = LogLine {
             iteration: self.iteration,
             loss: self.line_loss(),
             grad_norm: update.grad_norm,
@@ -87,7 +92,12 @@ impl Run<'_> {
             val_bicubic_ssim: bicubic.map(|s| s.ssim),
             val_bicubic_psnr_y: bicubic.map(|s| s.psnr_y),
             val_bicubic_ssim_y: bicubic.map(|s| s.ssim_y),
-        })?;
+            ranks,
+        };
+        let warning = match &mut self.log {
+            Some(log) => log.append(line)?,
+            None => None,
+        };
         if let Some(warning) = warning {
             progress.warn(&format!("warning: {warning}"));
         }

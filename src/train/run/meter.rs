@@ -63,7 +63,8 @@ impl Meter {
         self.begun.elapsed().as_secs_f64().max(SHORTEST)
     }
 
-    fn line_seconds(&self) -> f64 {
+    /// Seconds since the last log line.
+    pub fn line_seconds(&self) -> f64 {
         self.line_started.elapsed().as_secs_f64().max(SHORTEST)
     }
 

@@ -8,12 +8,13 @@ mod line;
 mod meter;
 mod prepare;
 pub use prepare::RECIPE_FILE;
+mod share;
 mod step;
 
 use super::folder::model_path;
 use super::keeping::{self, BestNetwork, MeasuredOn};
 use super::previews;
-use super::start::{StartState, start_state};
+use super::start::StartState;
 use super::validation::{Validation, ValidationOutcome};
 use super::{
     Fitted, Level, Log, LossScale, OpenLine, PendingLine, Report, RunMemory, RunOptions,
@@ -22,15 +23,20 @@ use super::{
 use crate::backend::Backend;
 use crate::loader::{Loader, LoaderStats, Sources};
 use crate::plan::Precision;
+use crate::ranks::Ranks;
 use crate::support::progress::Progress;
+use crate::sys;
 use anyhow::Result;
 use checkpoint::StateBuffers;
 use meter::Meter;
 use prepare::{ClaimedFolder, Planned, Preparation};
+use share::Share;
 use std::sync::Arc;
 
 /// Index of the network's parameters in [`super::State::vectors`].
 const PARAMETERS: usize = 0;
+/// Index of the first moments of the trainable parameters in [`super::State::vectors`].
+const MOMENT1: usize = 1;
 /// Index of the EMA network in [`super::State::vectors`].
 const EMA: usize = 3;
 /// Iterations between two measurements of the process's memory.
@@ -52,19 +58,40 @@ pub fn train(
     report: &Report<'_>,
     progress: &dyn Fn(u64) -> Progress,
 ) -> Result<RunSummary> {
+    train_as_rank(None, sources, config, options, report, progress)
+}
+
+/// As [`train`], as one of several ranks, which share the micro-batches of every iteration. Rank 0
+/// alone reads and writes the folder of the run and validates; `report` and `progress` of the
+/// others should show nothing.
+///
+/// # Errors
+/// Those of [`train`]; another rank fails, is lost, or was started with another program,
+/// configuration or other shards.
+pub fn train_as_rank(
+    ranks: Option<&Ranks>,
+    sources: Arc<Sources>,
+    config: &TrainConfig,
+    options: &RunOptions,
+    report: &Report<'_>,
+    progress: &dyn Fn(u64) -> Progress,
+) -> Result<RunSummary> {
     let preparation = Preparation {
         sources: &sources,
         config,
         options,
         report,
+        ranks,
+        left: sys::memory_left(),
     };
     preparation.check()?;
-    let folder = preparation.claim_folder()?;
-    let start = start_state(&sources, config, options, report)?;
-    if start.is_finished(config) {
-        return finished_before(&start, config, options, report);
-    }
     let opened = preparation.open_device()?;
+    preparation.agree(&opened)?;
+    let folder = preparation.claim_folder()?;
+    let start = preparation.start_state()?;
+    if start.is_finished(config) {
+        return finished_before(&start, config, options, report, preparation.writes());
+    }
     let mut validation = preparation.open_validation(&opened.place)?;
     let Planned {
         fitted,
@@ -77,19 +104,30 @@ pub fn train(
         memory,
         ..
     } = fitted;
-    keeping::check_space(&config, options, start.state.head.iteration)?;
+    if preparation.writes() {
+        keeping::check_space(&config, options, start.state.head.iteration)?;
+    }
     if let Some(validation) = &mut validation {
         validation.fit_tiles(&config, &plan)?;
     }
 
     let ports = plan.ports;
+    let exchange = share::exchange(ranks, &plan, config.accum_iter);
     let mut backend = opened.backend(plan)?;
     preparation.report_start(backend.as_ref(), &config);
     let vectors = StateBuffers::load(backend.as_mut(), &ports, &start.state)?;
     // Only now, because a command that is refused must not delete an earlier run.
     preparation.clear_folder(&config, &start)?;
     let best = preparation.earlier_best(&start, measured_on.as_ref());
-    let mut run = Run::new(&config, options, &start, folder, vectors)?;
+    let share = exchange.map(|exchange| Share::new(exchange, &ports, vectors.sizes[MOMENT1]));
+    let mut run = Run::new(
+        &config,
+        options,
+        &start,
+        folder,
+        vectors,
+        share.transpose()?,
+    )?;
     (run.best, run.measured_on) = (best, measured_on);
     run.loss_scale =
         (opened.place.precision() == Precision::Fp16).then_some(start.state.head.loss_scale);
@@ -113,11 +151,14 @@ fn finished_before(
     config: &TrainConfig,
     options: &RunOptions,
     report: &Report<'_>,
+    writes: bool,
 ) -> Result<RunSummary> {
     let (out, iteration) = (&options.out, start.state.head.iteration);
-    let log = Log::open(out, iteration)?;
-    keeping::drop_surplus(out, iteration, options.keep_models, options.keep_every);
-    previews::cut_back(out, iteration);
+    let log = writes.then(|| Log::open(out, iteration)).transpose()?;
+    if writes {
+        keeping::drop_surplus(out, iteration, options.keep_models, options.keep_every);
+        previews::cut_back(out, iteration);
+    }
     let total = config.total_iter;
     let done = if iteration > total {
         format!("this run has {iteration} iterations already, more than --iterations {total}")
@@ -130,7 +171,7 @@ fn finished_before(
             "{done}; nothing to do (a larger --iterations extends it, --name begins another run)"
         ),
     );
-    let last = log.last();
+    let last = log.as_ref().and_then(Log::last);
     let newest = last.filter(|line| line.iteration == iteration);
     Ok(RunSummary {
         finished: true,
@@ -145,7 +186,10 @@ fn finished_before(
         skipped: iteration - start.state.head.updates,
         peak_anonymous: 0,
         planned: 0,
-        best: BestNetwork::read(out, iteration).map(|best| best.score(out)),
+        best: log
+            .as_ref()
+            .and_then(|_| BestNetwork::read(out, iteration))
+            .map(|best| best.score(out)),
         newest_psnr_y: newest.and_then(|line| line.val_psnr_y),
         bicubic_psnr_y: newest.and_then(|line| line.val_bicubic_psnr_y),
         model: model_path(out),
@@ -169,7 +213,10 @@ struct Run<'a> {
     /// Fingerprint of the sets of shards.
     data: u64,
     folder: ClaimedFolder,
-    log: Log,
+    /// `None` on ranks other than 0, which write nothing.
+    log: Option<Log>,
+    /// This process as one of several ranks.
+    share: Option<Share<'a>>,
     /// Iterations done.
     iteration: u64,
     /// Updates applied: iterations minus the skipped ones.
@@ -210,13 +257,19 @@ impl<'a> Run<'a> {
         start: &StartState,
         folder: ClaimedFolder,
         vectors: StateBuffers,
+        share: Option<Share<'a>>,
     ) -> Result<Run<'a>> {
         let head = &start.state.head;
         let pending = head.pending_line;
         // A pending line is not in the log yet.
         let logged = head.iteration.saturating_sub(u64::from(pending.is_some()));
-        let log = Log::open(&options.out, logged)?;
-        if !start.fresh {
+        let writes = share
+            .as_ref()
+            .is_none_or(|share| share.exchange.rank() == 0);
+        let log = writes
+            .then(|| Log::open(&options.out, logged))
+            .transpose()?;
+        if !start.fresh && writes {
             // A process that was killed right after its last state may have left too many networks.
             keeping::drop_surplus(
                 &options.out,
@@ -231,8 +284,9 @@ impl<'a> Run<'a> {
             options,
             data: head.data,
             folder,
-            seconds_before: log.seconds(),
+            seconds_before: log.as_ref().map_or(0.0, Log::seconds),
             log,
+            share,
             iteration: head.iteration,
             updates: head.updates,
             open_line: head.open_line,
@@ -248,6 +302,11 @@ impl<'a> Run<'a> {
             best_unsaved: None,
             measured_on: None,
         })
+    }
+
+    /// Whether this process writes the folder of the run: it is alone, or rank 0.
+    fn writes(&self) -> bool {
+        self.log.is_some()
     }
 
     fn is_last_iteration(&self) -> bool {
@@ -279,8 +338,10 @@ impl<'a> Run<'a> {
     ) -> Result<Flow> {
         // An earlier process was stopped during the validation of an iteration that it had saved.
         if self.pending.is_some()
+            && self.writes()
             && self.after_iteration(backend, validation.as_deref_mut(), progress)? == Flow::Stopped
         {
+            self.stop_others()?;
             return self.stop(backend, progress);
         }
         while self.iteration < self.config.total_iter {
@@ -292,8 +353,12 @@ impl<'a> Run<'a> {
                 .reports()
                 .iter()
                 .for_each(|text| progress.warn(&format!("warning: {text}")));
+            if !self.writes() {
+                continue;
+            }
             let flow = self.after_iteration(backend, validation.as_deref_mut(), progress)?;
             if flow == Flow::Stopped {
+                self.stop_others()?;
                 return self.stop(backend, progress);
             }
         }
@@ -356,6 +421,9 @@ impl<'a> Run<'a> {
 
     /// Saves the last complete iteration, unless it is saved already.
     fn stop(&mut self, backend: &mut dyn Backend, progress: &Progress) -> Result<Flow> {
+        if !self.writes() {
+            return Ok(Flow::Stopped);
+        }
         self.read_metrics(backend)?;
         if self.iteration == 0 {
             progress.warn("stopped before the first iteration was done; there is nothing to save.");
@@ -371,6 +439,15 @@ impl<'a> Run<'a> {
         Ok(Flow::Stopped)
     }
 
+    /// Stops the other ranks, which do not validate and wait in the next iteration.
+    fn stop_others(&mut self) -> Result<()> {
+        let waiting = !self.is_last_iteration();
+        match &mut self.share {
+            Some(share) if waiting => share.stop_others(),
+            _ => Ok(()),
+        }
+    }
+
     /// The context of an error that ends the run: where it stopped and what is kept.
     fn stopped_text(&self) -> String {
         let kept = match self.saved {
@@ -382,7 +459,8 @@ impl<'a> Run<'a> {
 
     /// Draws the curves of the log; a failure is a warning.
     fn draw_curves(&self, report: &Report<'_>) {
-        if let Err(error) = self.log.draw(&self.options.out) {
+        let drawn = self.log.as_ref().map(|log| log.draw(&self.options.out));
+        if let Some(Err(error)) = drawn {
             report(
                 Level::Warning,
                 &format!("warning: {error:#}; the curves can be drawn later with `paragon report`"),
@@ -398,8 +476,9 @@ impl<'a> Run<'a> {
         loader: &LoaderStats,
     ) -> RunSummary {
         let loader_seconds = self.meter.seconds_with_validation() * loader_threads as f64;
-        let last = self.log.last();
+        let last = self.log.as_ref().and_then(Log::last);
         let newest = last.filter(|line| line.iteration == self.iteration);
+        let of_ranks = self.share.as_ref().map(Share::substituted);
         RunSummary {
             finished,
             iteration: self.iteration,
@@ -409,7 +488,7 @@ impl<'a> Run<'a> {
             data_wait: self.meter.wait_share(),
             loader_threads,
             loader_wait: loader.producers_waited.as_secs_f64() / loader_seconds,
-            substituted: loader.substituted,
+            substituted: of_ranks.unwrap_or(loader.substituted),
             skipped: self.skipped(),
             peak_anonymous: self.meter.peak(),
             planned: memory.host_bytes,

@@ -7,22 +7,24 @@ use crate::backend::cpu::CpuOptions;
 use crate::backend::{Backend, CudaSizing};
 use crate::degrade::Recipe;
 use crate::loader::quality::quality;
-use crate::loader::{LoaderConfig, Sources, bound};
+use crate::loader::{LoaderConfig, Sources, Turns, bound};
 use crate::model::Recompute;
 use crate::plan::Precision;
+use crate::ranks::{Exchange, Ranks};
 use crate::support::files;
+use crate::support::isa::Isa;
 use crate::support::lock::FolderLock;
 use crate::support::text::bytes_text;
-use crate::sys;
+use crate::sys::MemoryRoom;
 use crate::train::keeping::{self, BestNetwork, MeasuredOn};
 use crate::train::start::{self, StartState, report_resumed};
 use crate::train::validation::Validation;
 use crate::train::{
     DeviceChoice, DevicePlace, Fit, Fitted, Level, OpenedDevice, Report, RunBudget, RunOptions,
-    TrainConfig, ValidationMemory, previews,
+    State, TrainConfig, ValidationMemory, previews,
 };
 use anyhow::{Result, ensure};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -37,6 +39,10 @@ pub(super) struct Preparation<'a> {
     pub options: &'a RunOptions,
     /// Shows a line to the user.
     pub report: &'a Report<'a>,
+    /// This process as one of several ranks.
+    pub ranks: Option<&'a Ranks>,
+    /// The memory that the host had left before any rank allocated its own.
+    pub left: Option<MemoryRoom>,
 }
 
 /// The folder of a run, locked. Whatever ends the run: folders that were created for it are removed
@@ -77,22 +83,46 @@ pub(super) struct Planned {
 }
 
 /// The loader's configuration apart from threads and slots. Samples are numbered through, so every
-/// split of an iteration gets the same ones.
+/// split of an iteration gets the same ones, and ranks take its micro-batches in turns.
 fn loader_config(
     config: &TrainConfig,
     options: &RunOptions,
     iteration: u64,
     degrade: Option<Arc<Recipe>>,
+    ranks: Option<&Ranks>,
 ) -> LoaderConfig {
+    let (rank, count) = ranks.map_or((0, 1), |ranks| (ranks.rank(), ranks.ranks()));
     LoaderConfig {
         hflip: config.use_hflip,
         rot: config.use_rot,
-        start: iteration.saturating_mul(config.accum_iter as u64),
+        start: iteration.saturating_mul((config.accum_iter / count) as u64),
+        rank: rank as u64,
+        ranks: count as u64,
+        turns: Turns::Batches,
         window: config.window,
         io: options.io,
         on_corrupt: options.on_corrupt,
         degrade,
         ..LoaderConfig::new(config.batch_size, config.lq_size, config.seed)
+    }
+}
+
+/// Digest of the program's file: two builds of one version may give other bits.
+fn program_digest() -> String {
+    let mut digest = crc32fast::Hasher::new();
+    let read = || -> std::io::Result<()> {
+        let mut file = std::fs::File::open(std::env::current_exe()?)?;
+        let mut part = vec![0; 1 << 20];
+        loop {
+            match file.read(&mut part)? {
+                0 => return Ok(()),
+                length => digest.update(&part[..length]),
+            }
+        }
+    };
+    match { read }() {
+        Ok(()) => format!("{:08x}", digest.finalize()),
+        Err(_) => "not readable".into(),
     }
 }
 
@@ -105,12 +135,101 @@ impl Preparation<'_> {
             network == shards,
             "the network has scale {network} and the shards {shards}; they must agree"
         );
+        let (count, micro_batches) = (self.count(), self.config.accum_iter);
+        ensure!(
+            micro_batches.is_multiple_of(count),
+            "an iteration of {micro_batches} micro-batches (--accum-iter) cannot be shared by {count} ranks, which compute as many each: give \
+             --accum-iter {}, or start {} ranks",
+            micro_batches.next_multiple_of(count),
+            (1..count)
+                .rev()
+                .find(|&fewer| micro_batches.is_multiple_of(fewer))
+                .unwrap_or(1)
+        );
         Ok(())
+    }
+
+    /// Number of ranks.
+    fn count(&self) -> usize {
+        self.ranks.map_or(1, Exchange::ranks)
+    }
+
+    /// Whether this process reads and writes the folder of the run.
+    pub fn writes(&self) -> bool {
+        self.ranks.is_none_or(Ranks::is_first)
+    }
+
+    /// Refuses ranks with another program, configuration or other shards, and says how many there
+    /// are.
+    pub fn agree(&self, opened: &OpenedDevice) -> Result<()> {
+        let Some(ranks) = self.ranks else {
+            return Ok(());
+        };
+        ranks.agree(&self.facts(opened))?;
+        let each = self.config.accum_iter / ranks.ranks();
+        self.info(&format!(
+            "ranks: {} on {} host{}, each with {each} of the {} micro-batches of an iteration; {}",
+            ranks.ranks(),
+            ranks.hosts(),
+            if ranks.hosts() == 1 { "" } else { "s" },
+            self.config.accum_iter,
+            ranks.library()
+        ));
+        Ok(())
+    }
+
+    /// What has to be equal on all ranks, for equal bits.
+    fn facts(&self, opened: &OpenedDevice) -> Vec<(String, String)> {
+        let place = &opened.place;
+        let unit = place.bf16_unit();
+        let mut facts: Vec<(String, String)> = [
+            ("version", env!("CARGO_PKG_VERSION").to_string()),
+            ("program file", program_digest()),
+            ("shards", format!("{:016x}", self.sources.fingerprint())),
+            ("instruction set", Isa::detect().to_string()),
+            ("precision", place.precision().to_string()),
+            (
+                "bf16 unit",
+                unit.map_or_else(|| "none".into(), |unit| unit.to_string()),
+            ),
+            ("--on-corrupt", format!("{:?}", self.options.on_corrupt)),
+            ("--iterations", self.config.total_iter.to_string()),
+        ]
+        .map(|(name, value)| (name.to_string(), value))
+        .into();
+        let settings = self.config.recipe_settings().into_iter();
+        facts.extend(settings.map(|setting| (setting.flag, setting.value)));
+        facts
+    }
+
+    /// The state that the run starts from; rank 0 reads it.
+    pub fn start_state(&self) -> Result<StartState> {
+        let read = || start::start_state(self.sources, self.config, self.options, self.report);
+        let Some(ranks) = self.ranks else {
+            return read();
+        };
+        let own = ranks.is_first().then(read).transpose()?;
+        let bytes = own.as_ref().map(|own| own.state.to_bytes()).transpose()?;
+        let bytes = ranks.bytes_of_first(&bytes.unwrap_or_default())?;
+        let fresh = ranks.of_first(|| Ok(own.as_ref().is_some_and(|own| own.fresh)))?;
+        match own {
+            Some(own) => Ok(own),
+            None => Ok(StartState {
+                state: State::from_bytes(&bytes)?,
+                fresh,
+            }),
+        }
     }
 
     /// Locks the folder of the run, creating it if needed, and removes what a killed process left
     /// half-written there; the lock shows that no such process is running.
     pub fn claim_folder(&self) -> Result<ClaimedFolder> {
+        if !self.writes() {
+            return Ok(ClaimedFolder {
+                lock: None,
+                created: Vec::new(),
+            });
+        }
         let out = &self.options.out;
         let created = out
             .ancestors()
@@ -137,10 +256,18 @@ impl Preparation<'_> {
     pub fn open_device(&self) -> Result<OpenedDevice> {
         let options = self.options;
         if matches!(options.device, DeviceChoice::Cuda(_)) {
+            ensure!(
+                self.ranks.is_none(),
+                "several ranks compute on the CPU only; start one process for --device cuda, or give --device cpu"
+            );
             self.check_network_on_cuda()?;
         }
+        let device = match self.ranks {
+            Some(_) => DeviceChoice::Cpu,
+            None => options.device,
+        };
         let (opened, reason) = OpenedDevice::new(
-            options.device,
+            device,
             options.precision,
             CpuOptions::new(options.threads),
             options.validation.is_some(),
@@ -176,6 +303,9 @@ impl Preparation<'_> {
 
     /// Finds the images to validate on; `None` without validation.
     pub fn open_validation(&self, place: &DevicePlace) -> Result<Option<Validation>> {
+        if !self.writes() {
+            return Ok(None);
+        }
         let validation = Validation::new(self.config, self.options, place)?;
         if let (Some(v), Some(images)) = (&validation, &self.options.validation) {
             self.info(&format!(
@@ -202,20 +332,38 @@ impl Preparation<'_> {
     ) -> Result<Planned> {
         let (options, place) = (self.options, opened.place);
         let StartState { state, fresh } = start;
+        // Rank 0 validates, so what fits there fits the others; it decides the split.
+        let config = &match self.ranks.filter(|_| !self.writes()) {
+            Some(ranks) => {
+                let (batch_size, accum_iter) = ranks.of_first(|| Ok((0, 0)))?;
+                TrainConfig {
+                    batch_size,
+                    accum_iter,
+                    ..self.config.clone()
+                }
+            }
+            None => self.config.clone(),
+        };
         let (threads, slots) = options.prefetch.at(&place);
         let degrade = self.config.degrade_recipe()?;
         let loader_of = |config: &TrainConfig, slots: usize| LoaderConfig {
             threads,
             slots,
-            ..loader_config(config, options, state.head.iteration, degrade.clone())
+            ..loader_config(
+                config,
+                options,
+                state.head.iteration,
+                degrade.clone(),
+                self.ranks,
+            )
         };
         let stated = RunBudget {
             host: options.host_memory,
             device: options.vram,
         };
-        let left = sys::memory_left();
+        let left = self.left_for_this_rank();
         let fit = Fit {
-            config: self.config,
+            config,
             place,
             recompute: options.recompute,
             slots,
@@ -236,8 +384,19 @@ impl Preparation<'_> {
                 .map(|v| ValidationMemory::new(self.config, &place, &v.sizes))
                 .transpose()?
                 .unwrap_or_default(),
+            ranks: self.count(),
         };
         let fitted = fit.choose()?;
+        let split = (fitted.choice.batch_size, fitted.choice.accum_iter);
+        if let Some(ranks) = self.ranks.filter(|_| self.writes()) {
+            ranks.of_first(|| Ok(split))?;
+        }
+        ensure!(
+            self.writes() || split == (config.batch_size, config.accum_iter),
+            "rank 0 splits an iteration into {} x {} patches, which does not fit here; give all hosts the same --host-memory",
+            config.accum_iter,
+            config.batch_size
+        );
         let loader = loader_of(&fitted.config, fitted.choice.slots);
         report_resumed(start, &options.out, &fitted.config, self.report);
         fitted
@@ -263,6 +422,17 @@ impl Preparation<'_> {
             loader,
             measured_on,
         })
+    }
+
+    /// The memory that this rank may take: that of the host is shared by its ranks.
+    fn left_for_this_rank(&self) -> Option<MemoryRoom> {
+        let mut left = self.left.clone()?;
+        let count = self.ranks.map_or(1, Ranks::on_this_host);
+        if count > 1 {
+            left.bytes /= count as u64;
+            left.limit = format!("{}, shared by {count} ranks", left.limit);
+        }
+        Some(left)
     }
 
     /// Reports how well the order mixes, and the memory that was planned: one line, and on demand
@@ -309,6 +479,9 @@ impl Preparation<'_> {
     /// Removes what is left of an earlier run from the folder, or of the iterations after the state
     /// that the run continues from, and writes the configuration file.
     pub fn clear_folder(&self, config: &TrainConfig, start: &StartState) -> Result<()> {
+        if !self.writes() {
+            return Ok(());
+        }
         let options = self.options;
         if start.fresh {
             keeping::forget(&options.out, options.restart)?;
@@ -340,7 +513,7 @@ impl Preparation<'_> {
         start: &StartState,
         measured_on: Option<&MeasuredOn>,
     ) -> Option<BestNetwork> {
-        if start.fresh {
+        if start.fresh || !self.writes() {
             return None;
         }
         let best = BestNetwork::read(&self.options.out, start.state.head.iteration)?;

@@ -1,11 +1,12 @@
 //! One iteration: micro-batches, the update, and its metrics. Depends on the loader and the
 //! backend. Promises that an iteration either is complete, with its update, or leaves no trace.
 
-use super::Run;
+use super::{Run, Share};
 use crate::backend::{Backend, BatchView, Scalars};
-use crate::loader::Loader;
+use crate::loader::{Batch, Loader};
 use crate::train::ema_decay;
 use anyhow::{Result, ensure};
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 /// Updates that may be skipped in a row before a run gives up.
@@ -19,30 +20,16 @@ impl Run<'_> {
     /// that a device is never idle meanwhile. They are read before it if the backend would overwrite
     /// them, and with loss scaling, because the scale depends on them.
     pub(super) fn step(&mut self, backend: &mut dyn Backend, loader: &mut Loader) -> Result<bool> {
-        let read_first = !backend.metrics_survive_next_step() || self.loss_scale.is_some();
-        for micro in 0..self.config.accum_iter {
-            let asked = Instant::now();
-            let Some(batch) = loader.next_unless(&self.options.stop)? else {
-                return Ok(false);
-            };
-            self.meter.add_wait(asked.elapsed());
-            if let Some(fence) = backend.stage(BatchView {
-                lq: batch.lq(),
-                hr: batch.hr(),
-                augment: batch.augment(),
-            })? {
-                batch.return_after(fence);
+        let complete = match self.share.take() {
+            Some(mut share) => {
+                let complete = self.shared_micro_batches(&mut share, backend, loader);
+                self.share = Some(share);
+                complete?
             }
-            if read_first {
-                self.read_metrics(backend)?;
-            }
-            // While the previous update is unread it is assumed not to be skipped. Only the number
-            // of the next update depends on that, and the metrics are read right after.
-            backend.micro_step(&Scalars {
-                accumulate: micro > 0,
-                ..self.scalars(self.updates + 1 + u64::from(self.metrics_unread))
-            })?;
-            self.read_metrics(backend)?;
+            None => self.own_micro_batches(backend, loader)?,
+        };
+        if !complete {
+            return Ok(false);
         }
         let scalars = self.scalars(self.updates + 1);
         backend.update(&scalars)?;
@@ -50,6 +37,89 @@ impl Run<'_> {
         self.iteration += 1;
         self.meter.count_iteration();
         Ok(true)
+    }
+
+    /// All micro-batches of an iteration; false if the run was stopped.
+    fn own_micro_batches(
+        &mut self,
+        backend: &mut dyn Backend,
+        loader: &mut Loader,
+    ) -> Result<bool> {
+        let stop = || self.options.stop.load(Ordering::Relaxed);
+        for micro in 0..self.config.accum_iter {
+            let asked = Instant::now();
+            let Some(batch) = loader.next_until(stop)? else {
+                return Ok(false);
+            };
+            self.meter.add_wait(asked.elapsed());
+            self.micro_batch(backend, batch, micro > 0)?;
+        }
+        Ok(true)
+    }
+
+    /// The micro-batches of this rank, with the gradients of all ranks summed; false if any rank was
+    /// stopped. Every rank adds whole gradients in the order of the micro-batches, as the kernels do
+    /// in a process that is alone.
+    fn shared_micro_batches(
+        &mut self,
+        share: &mut Share<'_>,
+        backend: &mut dyn Backend,
+        loader: &mut Loader,
+    ) -> Result<bool> {
+        let exchange = share.exchange;
+        let options = self.options;
+        let is_alone = exchange.ranks() == 1;
+        for round in 0..self.config.accum_iter / exchange.ranks() {
+            let asked = Instant::now();
+            // Ranks agree on a stop below: none may end the iteration before the others.
+            let stop = || is_alone && options.stop.load(Ordering::Relaxed);
+            let batch = loop {
+                match loader.next_until(|| exchange.is_troubled() || stop())? {
+                    Some(batch) => break batch,
+                    None if stop() => return Ok(false),
+                    None => exchange.check()?,
+                }
+            };
+            let waited = asked.elapsed();
+            self.meter.add_wait(waited);
+            self.micro_batch(backend, batch, false)?;
+            let stop = self.options.stop.load(Ordering::Relaxed);
+            let substituted = loader.stats().substituted;
+            let said = (stop, substituted);
+            if share.round(backend, round == 0, waited.as_secs_f64(), said)? {
+                self.options.stop.store(true, Ordering::Relaxed);
+                return Ok(false);
+            }
+        }
+        share.finish(backend)?;
+        Ok(true)
+    }
+
+    /// Launches a micro-batch.
+    fn micro_batch(
+        &mut self,
+        backend: &mut dyn Backend,
+        batch: Batch,
+        accumulate: bool,
+    ) -> Result<()> {
+        let read_first = !backend.metrics_survive_next_step() || self.loss_scale.is_some();
+        if let Some(fence) = backend.stage(BatchView {
+            lq: batch.lq(),
+            hr: batch.hr(),
+            augment: batch.augment(),
+        })? {
+            batch.return_after(fence);
+        }
+        if read_first {
+            self.read_metrics(backend)?;
+        }
+        // While the previous update is unread it is assumed not to be skipped. Only the number of
+        // the next update depends on that, and the metrics are read right after.
+        backend.micro_step(&Scalars {
+            accumulate,
+            ..self.scalars(self.updates + 1 + u64::from(self.metrics_unread))
+        })?;
+        self.read_metrics(backend)
     }
 
     /// The scalars of the next iteration, for the update with number `update` (from 1).

@@ -1,0 +1,56 @@
+//! Why ranks cannot go on together. Depends on nothing. Promises that a message names the ranks.
+
+use std::fmt;
+
+/// Text of [`RankError`]s whose cause is another rank.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RankError {
+    /// Nothing was heard from these ranks for too long.
+    Lost {
+        /// The ranks with their hosts.
+        names: Vec<String>,
+        /// The limit, seconds.
+        seconds: u64,
+    },
+    /// Another rank has failed.
+    Failed {
+        /// The rank with its host.
+        name: String,
+        /// Its error.
+        text: String,
+    },
+    /// Another rank has ended while this one still needed it.
+    Left {
+        /// The rank with its host.
+        name: String,
+    },
+    /// MPI reported an error, or does not return.
+    Library(String),
+}
+
+impl RankError {
+    /// The error among the causes of another one.
+    pub fn of(error: &anyhow::Error) -> Option<&RankError> {
+        error.chain().find_map(|cause| cause.downcast_ref())
+    }
+}
+
+impl fmt::Display for RankError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            RankError::Lost { names, seconds } => write!(
+                f,
+                "nothing was heard from {} for {seconds} s (--rank-timeout): the process has died or is stopped, or the network between the \
+                 hosts is cut",
+                names.join(", ")
+            ),
+            RankError::Failed { name, text } => write!(f, "{name} failed: {text}"),
+            RankError::Left { name } => {
+                write!(f, "{name} has ended while other ranks still train")
+            }
+            RankError::Library(text) => f.write_str(text),
+        }
+    }
+}
+
+impl std::error::Error for RankError {}

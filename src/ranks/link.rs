@@ -1,0 +1,647 @@
+//! The thread that owns the MPI library. It exchanges the messages of the training, and once a
+//! second a word with every other rank, also while the training computes or validates. So a slow
+//! rank is waited for, however long it takes, and one that is dead, stopped or cut off is noticed
+//! within the time limit. Depends on `mpi`. Promises that no wait is without a bound.
+
+use super::error::RankError;
+use super::launcher::{Launcher, LauncherKind};
+use super::mpi::{Flight, LIBRARY_VARIABLE, Mail, Mpi, open};
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Tag of the messages of the training.
+const TAG_EXCHANGE: i32 = 1;
+/// Tag of the words.
+const TAG_WORD: i32 = 2;
+/// Values of a word: its kind and a text.
+const WORD_VALUES: usize = 1024;
+/// Time between two words to a rank.
+const WORD_INTERVAL: Duration = Duration::from_secs(1);
+/// How long the thread sleeps while nothing is exchanged.
+const IDLE: Duration = Duration::from_millis(20);
+/// How long it asks without sleeping whether an exchange is complete, and then between two questions.
+const EAGER: Duration = Duration::from_micros(500);
+const NAP: Duration = Duration::from_micros(50);
+/// How long a rank that failed waits for the others to end by themselves.
+const GRACE: Duration = Duration::from_secs(10);
+/// How much earlier than the others the rank that prints an error ends the job.
+const HEAD_START: Duration = Duration::from_secs(5);
+/// How long MPI may take to end.
+const FINALIZE: Duration = Duration::from_secs(10);
+
+/// The state of a rank, as its words say.
+#[derive(Clone, Debug, PartialEq)]
+enum Word {
+    Alive,
+    Failed(String),
+    /// It needs nothing any more.
+    Left,
+}
+
+impl Word {
+    fn values(&self) -> Vec<f32> {
+        let mut values = vec![0f32; WORD_VALUES];
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut values);
+        let (kind, text) = match self {
+            Word::Alive => (0, ""),
+            Word::Failed(text) => (1, text.as_str()),
+            Word::Left => (2, ""),
+        };
+        let mut length = (bytes.len() - 5).min(text.len());
+        while !text.is_char_boundary(length) {
+            length -= 1;
+        }
+        bytes[0] = kind;
+        bytes[1..5].copy_from_slice(&(length as u32).to_le_bytes());
+        bytes[5..5 + length].copy_from_slice(&text.as_bytes()[..length]);
+        values
+    }
+
+    fn read(values: &[f32]) -> Word {
+        let bytes: &[u8] = bytemuck::cast_slice(values);
+        let length = u32::from_le_bytes([bytes[1], bytes[2], bytes[3], bytes[4]]) as usize;
+        let text = bytes.get(5..5 + length).unwrap_or_default();
+        match bytes[0] {
+            0 => Word::Alive,
+            1 => Word::Failed(String::from_utf8_lossy(text).into_owned()),
+            _ => Word::Left,
+        }
+    }
+}
+
+/// What the training asks of the thread.
+enum Request {
+    Exchange(Mail, Sender<Result<Mail, RankError>>),
+    /// Says to all ranks that this one has failed; returns whether rank 0 said the same text.
+    Fail(String, Sender<bool>),
+    /// Ends MPI together with the other ranks.
+    Leave(Sender<Result<(), RankError>>),
+}
+
+/// What the thread shows to the training at any moment.
+#[derive(Default)]
+struct Shown {
+    /// Counts the turns of the thread: while it stands still, MPI does not return from a call.
+    turns: AtomicU64,
+    /// Whether an exchange would fail.
+    troubled: AtomicBool,
+    /// The ranks with their hosts, once they are known.
+    names: Mutex<Vec<String>>,
+}
+
+/// The training's end of the thread.
+pub(super) struct Link {
+    requests: Sender<Request>,
+    shown: Arc<Shown>,
+    timeout: Duration,
+    pub rank: usize,
+    pub size: usize,
+    pub description: String,
+}
+
+impl Link {
+    /// Starts the thread, which loads MPI; returns when all ranks have done so.
+    ///
+    /// # Errors
+    /// MPI cannot be loaded or started, takes longer than the time limit, or sees another number of
+    /// ranks than the launcher.
+    pub fn open(launcher: Launcher, timeout: Duration) -> Result<Link> {
+        let (requests, incoming) = unbounded();
+        let (started, start) = bounded(1);
+        let shown = Arc::new(Shown::default());
+        let of_thread = shown.clone();
+        std::thread::Builder::new()
+            .name("ranks".into())
+            .spawn(move || match open(launcher.kind) {
+                Err(error) => drop(started.send(Err(error))),
+                Ok(mpi) => {
+                    let facts = (mpi.rank(), mpi.size(), mpi.description());
+                    if let Err(error) = check_size(launcher, &facts) {
+                        let _ = started.send(Err(error));
+                        return;
+                    }
+                    let _ = started.send(Ok(facts));
+                    Post::new(mpi, of_thread, timeout).run(&incoming);
+                }
+            })
+            .context("cannot start the thread for MPI")?;
+        let started = match start.recv_timeout(timeout) {
+            Ok(started) => started?,
+            Err(_) => bail!(
+                "MPI has not started within {} s (--rank-timeout): not every rank was started, or the hosts cannot reach each other",
+                timeout.as_secs()
+            ),
+        };
+        let (rank, size, description) = started;
+        Ok(Link {
+            requests,
+            shown,
+            timeout,
+            rank,
+            size,
+            description,
+        })
+    }
+
+    /// Sets the names of the ranks for messages.
+    pub fn set_names(&self, names: Vec<String>) {
+        *lock(&self.shown.names) = names;
+    }
+
+    /// Exchanges messages with other ranks.
+    pub fn exchange(&self, mail: Mail) -> Result<Mail, RankError> {
+        let (reply, answer) = bounded(1);
+        self.ask(Request::Exchange(mail, reply), &answer)?
+    }
+
+    /// Whether the next exchange would fail.
+    pub fn is_troubled(&self) -> bool {
+        self.shown.troubled.load(Ordering::Relaxed)
+    }
+
+    /// Says to all ranks that this one has failed. Returns whether rank 0 has said the same.
+    pub fn fail(&self, text: String) -> bool {
+        let (reply, answer) = bounded(1);
+        self.ask(Request::Fail(text, reply), &answer)
+            .unwrap_or(false)
+    }
+
+    /// Leaves together with the other ranks and ends MPI. MPI is given up on where it does not end in
+    /// time: nothing is lost by then.
+    pub fn leave(&self) -> Result<(), RankError> {
+        let (reply, answer) = bounded(1);
+        self.ask(Request::Leave(reply), &answer)??;
+        // The thread drops its end when MPI has ended.
+        let _ = answer.recv_timeout(FINALIZE);
+        Ok(())
+    }
+
+    /// Waits for an answer for as long as the thread runs.
+    fn ask<T>(&self, request: Request, answer: &Receiver<T>) -> Result<T, RankError> {
+        let gone = || RankError::Library("the thread for MPI has ended".into());
+        self.requests.send(request).map_err(|_| gone())?;
+        let (mut turns, mut stuck) = (0, 0);
+        loop {
+            match answer.recv_timeout(WORD_INTERVAL) {
+                Ok(answer) => return Ok(answer),
+                Err(RecvTimeoutError::Disconnected) => return Err(gone()),
+                Err(RecvTimeoutError::Timeout) => {
+                    let now = self.shown.turns.load(Ordering::Relaxed);
+                    stuck = if now == turns { stuck + 1 } else { 0 };
+                    turns = now;
+                }
+            }
+            // Counts waits and not seconds: a process that was suspended has made one.
+            let most = self.timeout.as_secs() + 1;
+            if stuck > most {
+                return Err(RankError::Library(format!(
+                    "MPI does not return from a call since {most} s"
+                )));
+            }
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Refuses a library that does not see the ranks that the launcher started: that of another MPI,
+/// which makes every process a world of its own.
+fn check_size(launcher: Launcher, (rank, size, library): &(usize, usize, String)) -> Result<()> {
+    let started = launcher.size.unwrap_or(*size);
+    if started == *size && launcher.rank == *rank {
+        return Ok(());
+    }
+    let advice = match launcher.kind {
+        LauncherKind::Slurm => {
+            "give srun the interface of this MPI (--mpi=pmix or --mpi=pmi2; `srun --mpi=list` shows which there are)".to_string()
+        }
+        _ => format!(
+            "launcher and library must belong to the same MPI; use the mpirun of that library, or name the library of the launcher with \
+             {LIBRARY_VARIABLE}=FILE"
+        ),
+    };
+    Err(anyhow!(
+        "{} started rank {} of {started}, but {library} sees rank {rank} of {size}: {advice}",
+        launcher.kind.name(),
+        launcher.rank
+    ))
+}
+
+/// Another rank, as the thread knows it.
+#[derive(Default)]
+struct Peer {
+    /// The word that is received next; `None` only for this rank itself and after the last word.
+    incoming: Option<Flight>,
+    /// The word on its way to the peer.
+    outgoing: Option<Flight>,
+    /// Time since the last word from the peer.
+    silence: Duration,
+    /// What it said last; `None` before its first word.
+    said: Option<Word>,
+    /// Whether this rank's last word, [`Word::Left`], was sent.
+    sent_left: bool,
+}
+
+/// An exchange in progress.
+struct Pending {
+    flight: Flight,
+    since: Instant,
+    reply: Sender<Result<Mail, RankError>>,
+}
+
+/// The state of the thread.
+struct Post {
+    mpi: Box<dyn Mpi>,
+    shown: Arc<Shown>,
+    timeout: Duration,
+    rank: usize,
+    peers: Vec<Peer>,
+    /// What this rank's words say.
+    word: Word,
+    last_turn: Instant,
+    last_words: Option<Instant>,
+    pending: Option<Pending>,
+    /// Why no exchange can succeed any more, and since when.
+    trouble: Option<(RankError, Instant)>,
+    /// Whether the training knows the trouble and will end by itself.
+    trouble_taken: bool,
+    /// An answer that waits for rank 0's word, until a moment.
+    failing: Option<(Sender<bool>, Instant)>,
+    leaving: Option<(Sender<Result<(), RankError>>, Instant)>,
+}
+
+impl Post {
+    fn new(mpi: Box<dyn Mpi>, shown: Arc<Shown>, timeout: Duration) -> Post {
+        let (rank, size) = (mpi.rank(), mpi.size());
+        Post {
+            mpi,
+            shown,
+            timeout,
+            rank,
+            peers: (0..size).map(|_| Peer::default()).collect(),
+            word: Word::Alive,
+            last_turn: Instant::now(),
+            last_words: None,
+            pending: None,
+            trouble: None,
+            trouble_taken: false,
+            failing: None,
+            leaving: None,
+        }
+    }
+
+    /// Turns until MPI has ended or the training is gone.
+    fn run(mut self, requests: &Receiver<Request>) {
+        loop {
+            self.shown.turns.fetch_add(1, Ordering::Relaxed);
+            if let Err(error) = self.words() {
+                self.troubled(RankError::Library(format!("{error:#}")));
+            }
+            self.exchange();
+            self.fail();
+            if self.leave() {
+                return;
+            }
+            self.end_unattended();
+            match self.next_request(requests) {
+                Ok(Some(request)) => self.accept(request),
+                Ok(None) => {}
+                // The process ends without having left, as after a panic.
+                Err(()) => return,
+            }
+        }
+    }
+
+    /// Waits for a request as long as an exchange in progress allows.
+    fn next_request(&self, requests: &Receiver<Request>) -> Result<Option<Request>, ()> {
+        let timeout = match &self.pending {
+            Some(pending) if pending.since.elapsed() < EAGER => {
+                std::thread::yield_now();
+                return Ok(requests.try_recv().ok());
+            }
+            Some(_) => NAP,
+            None if self.leaving.is_some() || self.failing.is_some() => NAP * 20,
+            None => IDLE,
+        };
+        match requests.recv_timeout(timeout) {
+            Ok(request) => Ok(Some(request)),
+            Err(RecvTimeoutError::Timeout) => Ok(None),
+            Err(RecvTimeoutError::Disconnected) if self.leaving.is_some() => Ok(None),
+            Err(RecvTimeoutError::Disconnected) => Err(()),
+        }
+    }
+
+    fn accept(&mut self, request: Request) {
+        match request {
+            Request::Exchange(_, reply) if self.trouble.is_some() => {
+                self.trouble_taken = true;
+                let error = self.trouble.as_ref().map(|(error, _)| error.clone());
+                let _ = error.map(|error| reply.send(Err(error)));
+            }
+            Request::Exchange(mail, reply) => match self.mpi.start(mail, TAG_EXCHANGE) {
+                Ok(flight) => {
+                    self.pending = Some(Pending {
+                        flight,
+                        since: Instant::now(),
+                        reply,
+                    });
+                    self.exchange();
+                }
+                Err(error) => {
+                    let error = RankError::Library(format!("{error:#}"));
+                    self.trouble_taken = true;
+                    self.troubled(error.clone());
+                    let _ = reply.send(Err(error));
+                }
+            },
+            Request::Fail(text, reply) => {
+                self.word = Word::Failed(text);
+                self.last_words = None;
+                self.failing = Some((reply, Instant::now() + WORD_INTERVAL));
+            }
+            Request::Leave(reply) => self.leaving = Some((reply, Instant::now())),
+        }
+    }
+
+    fn troubled(&mut self, error: RankError) {
+        if self.trouble.is_none() {
+            self.trouble = Some((error, Instant::now()));
+            self.shown.troubled.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// The other ranks.
+    fn others(&self) -> impl Iterator<Item = usize> + use<> {
+        let own = self.rank;
+        (0..self.peers.len()).filter(move |&peer| peer != own)
+    }
+
+    fn name(&self, rank: usize) -> String {
+        let names = lock(&self.shown.names);
+        names
+            .get(rank)
+            .cloned()
+            .unwrap_or_else(|| format!("rank {rank}"))
+    }
+
+    /// Receives and sends words, and notices ranks that say nothing.
+    fn words(&mut self) -> Result<()> {
+        // A process that was suspended must not blame the others for the time it has missed.
+        let passed = self.last_turn.elapsed().min(WORD_INTERVAL);
+        self.last_turn = Instant::now();
+        let due = self
+            .last_words
+            .is_none_or(|last| last.elapsed() >= WORD_INTERVAL);
+        for peer in self.others() {
+            self.listen(peer, passed)?;
+            self.say(peer, due)?;
+        }
+        if due {
+            self.last_words = Some(Instant::now());
+        }
+        let silent = |peer: &usize| self.peers[*peer].silence > self.timeout;
+        let lost: Vec<usize> = self.others().filter(silent).collect();
+        if !lost.is_empty() && self.trouble.is_none() {
+            self.troubled(RankError::Lost {
+                names: lost.iter().map(|&rank| self.name(rank)).collect(),
+                seconds: self.timeout.as_secs(),
+            });
+        }
+        Ok(())
+    }
+
+    fn listen(&mut self, peer: usize, passed: Duration) -> Result<()> {
+        let left = self.peers[peer].said == Some(Word::Left);
+        if left {
+            return Ok(());
+        }
+        if self.peers[peer].incoming.is_none() {
+            let place = 0..WORD_VALUES;
+            let mail = Mail {
+                into: vec![0.0; WORD_VALUES],
+                receives: vec![(peer, place)],
+                ..Mail::default()
+            };
+            self.peers[peer].incoming = Some(self.mpi.start(mail, TAG_WORD)?);
+        }
+        let Some(mut flight) = self.peers[peer].incoming.take() else {
+            return Ok(());
+        };
+        if !self.mpi.test(&mut flight)? {
+            self.peers[peer].incoming = Some(flight);
+            self.peers[peer].silence += passed;
+            return Ok(());
+        }
+        self.peers[peer].silence = Duration::ZERO;
+        let word = flight.landed().map(|mail| Word::read(&mail.into));
+        if let Some(Word::Failed(text)) = &word {
+            self.troubled(RankError::Failed {
+                name: self.name(peer),
+                text: text.clone(),
+            });
+        }
+        self.peers[peer].said = word;
+        Ok(())
+    }
+
+    /// Sends a word to a rank if one is due and the last one has arrived.
+    fn say(&mut self, peer: usize, due: bool) -> Result<()> {
+        if let Some(mut flight) = self.peers[peer].outgoing.take()
+            && !self.mpi.test(&mut flight)?
+        {
+            self.peers[peer].outgoing = Some(flight);
+            return Ok(());
+        }
+        let last = self.word == Word::Left;
+        if self.peers[peer].sent_left || !(due || last) {
+            return Ok(());
+        }
+        let mail = Mail {
+            out: self.word.values(),
+            sends: vec![(peer, 0..WORD_VALUES)],
+            ..Mail::default()
+        };
+        self.peers[peer].outgoing = Some(self.mpi.start(mail, TAG_WORD)?);
+        self.peers[peer].sent_left = last;
+        Ok(())
+    }
+
+    /// Completes the exchange in progress, or ends it if it cannot succeed.
+    fn exchange(&mut self) {
+        let Some(mut pending) = self.pending.take() else {
+            return;
+        };
+        match self.mpi.test(&mut pending.flight) {
+            Ok(true) => {
+                let mail = pending.flight.landed().unwrap_or_default();
+                let _ = pending.reply.send(Ok(mail));
+                return;
+            }
+            // A rank may leave while the last messages are on their way to others.
+            Ok(false) if pending.since.elapsed() > GRACE => {
+                let left = |peer: &usize| self.peers[*peer].said == Some(Word::Left);
+                if let Some(peer) = self.others().find(left) {
+                    self.troubled(RankError::Left {
+                        name: self.name(peer),
+                    });
+                }
+            }
+            Ok(false) => {}
+            Err(error) => self.troubled(RankError::Library(format!("{error:#}"))),
+        }
+        match &self.trouble {
+            Some((error, _)) => {
+                let _ = pending.reply.send(Err(error.clone()));
+                self.trouble_taken = true;
+            }
+            None => self.pending = Some(pending),
+        }
+    }
+
+    /// Answers a training that has failed, once rank 0 has said something or a second has passed.
+    fn fail(&mut self) {
+        let Some((reply, until)) = self.failing.take() else {
+            return;
+        };
+        let said = match &self.peers[0].said {
+            Some(Word::Failed(text)) => Some(text.clone()),
+            _ => None,
+        };
+        if said.is_none() && Instant::now() < until && self.rank != 0 {
+            self.failing = Some((reply, until));
+            return;
+        }
+        let same = matches!((&self.word, said), (Word::Failed(own), Some(said)) if *own == said);
+        self.trouble_taken = true;
+        let _ = reply.send(same);
+    }
+
+    /// Whether an error is this rank's to print: it is the first that is not lost.
+    fn is_first_alive(&self) -> bool {
+        (0..self.rank).all(|peer| self.peers[peer].silence > self.timeout)
+    }
+
+    /// Ends MPI when all ranks are ready for it; true when that is done.
+    fn leave(&mut self) -> bool {
+        let Some((reply, since)) = self.leaving.take() else {
+            return false;
+        };
+        let failed = matches!(self.word, Word::Failed(_));
+        if let Some((error, _)) = &self.trouble
+            && matches!(error, RankError::Lost { .. } | RankError::Library(_))
+        {
+            let wait = if self.is_first_alive() {
+                Duration::ZERO
+            } else {
+                HEAD_START
+            };
+            if since.elapsed() >= wait {
+                let _ = reply.send(Err(error.clone()));
+                self.mpi.abort(1);
+                return true;
+            }
+            self.leaving = Some((reply, since));
+            return false;
+        }
+        // A failure is said first: the other ranks must not read that this one has left.
+        let heard = self.others().all(|peer| {
+            let peer = &self.peers[peer];
+            peer.sent_left || matches!(peer.said, Some(Word::Failed(_) | Word::Left))
+        });
+        if !failed || heard || since.elapsed() >= WORD_INTERVAL {
+            self.word = Word::Left;
+        }
+        let done = self.others().all(|peer| {
+            let peer = &self.peers[peer];
+            peer.said == Some(Word::Left) && peer.sent_left && peer.outgoing.is_none()
+        });
+        let troubled = self.trouble.is_some() || self.trouble_taken;
+        if done {
+            let _ = reply.send(self.trouble.take().map_or(Ok(()), |(error, _)| Err(error)));
+            // With messages on their way, ending MPI could wait for ever.
+            if !troubled {
+                self.mpi.finalize();
+            }
+            return true;
+        }
+        if troubled && since.elapsed() > GRACE {
+            let _ = reply.send(Ok(()));
+            self.mpi.abort(1);
+            return true;
+        }
+        self.leaving = Some((reply, since));
+        false
+    }
+
+    /// Ends the job if a rank is lost and the training does not notice it, because it computes or
+    /// validates.
+    fn end_unattended(&mut self) {
+        let Some((error @ (RankError::Lost { .. } | RankError::Library(_)), since)) = &self.trouble
+        else {
+            return;
+        };
+        let first = self.is_first_alive();
+        let wait = if first { HEAD_START } else { 3 * HEAD_START };
+        if self.trouble_taken || self.leaving.is_some() || since.elapsed() < wait {
+            return;
+        }
+        if first {
+            eprintln!("error: {error}; the last checkpoint is kept");
+        }
+        self.mpi.abort(1);
+        std::process::exit(1);
+    }
+}
+
+/// The time limit for the silence of a rank, of a number of seconds.
+pub(super) fn check_timeout(seconds: u64) -> Result<Duration> {
+    ensure!(
+        (5..=86_400).contains(&seconds),
+        "a time limit of {seconds} s for ranks; use 5 to 86400 (--rank-timeout)"
+    );
+    Ok(Duration::from_secs(seconds))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_keep_their_text() {
+        for word in [
+            Word::Alive,
+            Word::Left,
+            Word::Failed(String::new()),
+            Word::Failed("a shard is damaged: ä".into()),
+        ] {
+            assert_eq!(Word::read(&word.values()), word);
+        }
+        let long = "ä".repeat(WORD_VALUES * 4);
+        let Word::Failed(text) = Word::read(&Word::Failed(long.clone()).values()) else {
+            panic!("no failure");
+        };
+        assert!(long.starts_with(&text) && text.len() > WORD_VALUES * 4 - 8);
+    }
+
+    #[test]
+    fn a_library_of_another_mpi_is_refused() {
+        let launcher = Launcher {
+            kind: LauncherKind::OpenMpi,
+            rank: 2,
+            size: Some(4),
+            local_rank: None,
+        };
+        check_size(launcher, &(2, 4, "Open MPI".into())).unwrap();
+        let error = check_size(launcher, &(0, 1, "MPICH".into())).unwrap_err();
+        let text = error.to_string();
+        assert!(
+            text.contains("rank 2 of 4") && text.contains("rank 0 of 1"),
+            "{text}"
+        );
+    }
+}

@@ -1,0 +1,309 @@
+//! Several ranks that train together over MPI: equal bits for any number of them, and how they end.
+//! Each MPI that is installed is used; a test without one prints SKIP.
+
+#![cfg(unix)]
+
+use crate::cli_common::{Ran, paragon, run};
+use crate::train_common::{
+    Flags, Outcome, command, ended, no_litter, outcome, same, set, spawn, states, wait_until,
+};
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
+
+/// The launchers of Open MPI and of MPICH that are installed.
+fn launchers() -> Vec<&'static str> {
+    let known = ["mpirun.openmpi", "mpirun.mpich"];
+    let found: Vec<&str> = known
+        .into_iter()
+        .filter(|name| Command::new(name).arg("--version").output().is_ok())
+        .collect();
+    if found.is_empty() {
+        println!("SKIP: neither {} nor {} is installed", known[0], known[1]);
+    }
+    found
+}
+
+/// A command of some ranks: for each group its number and the words of `paragon`.
+fn launch(launcher: &str, groups: &[(usize, Vec<String>)]) -> Command {
+    let mut command = Command::new(launcher);
+    command
+        .env("OMPI_ALLOW_RUN_AS_ROOT", "1")
+        .env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
+    if launcher.ends_with("openmpi") {
+        command.args(["--oversubscribe", "--bind-to", "none"]);
+    }
+    for (at, (ranks, words)) in groups.iter().enumerate() {
+        if at > 0 {
+            command.arg(":");
+        }
+        command
+            .args(["-n", &ranks.to_string(), env!("CARGO_BIN_EXE_paragon")])
+            .args(words);
+    }
+    command
+}
+
+/// Flags of the runs: a validation, checkpoints and log lines at different iterations, and a clip
+/// that is reached.
+const SHORT: Flags = &[
+    ("--iterations", "6"),
+    ("--batch-size", "1"),
+    ("--grad-clip", "0.05"),
+    ("--checkpoint-every", "4"),
+    ("--log-every", "3"),
+    ("--threads", "1"),
+    ("--rank-timeout", "60"),
+];
+
+fn words(set: &Path, out: &Path, flags: Flags) -> Vec<String> {
+    let kept = SHORT
+        .iter()
+        .filter(|(name, _)| flags.iter().all(|(other, _)| other != name));
+    let all: Vec<_> = kept.chain(flags).copied().collect();
+    command(set, out, &all)
+}
+
+fn ranks(launcher: &str, count: usize, set: &Path, out: &Path, flags: Flags) -> Ran {
+    let words = words(set, out, flags);
+    launch(launcher, &[(count, words)]).output().unwrap().into()
+}
+
+/// The outcome of a run without what depends on the number of ranks.
+fn result(out: &Path) -> Outcome {
+    let mut outcome = outcome(out);
+    for line in &mut outcome.log {
+        line.as_object_mut().unwrap().remove("ranks");
+    }
+    outcome
+}
+
+fn alone(set: &Path, out: &Path, flags: Flags) -> Outcome {
+    run(&words(set, out, flags)).ok();
+    result(out)
+}
+
+/// The process of a rank of a run.
+fn process_of(out: &Path, rank: usize) -> i32 {
+    let mut found = None;
+    let wanted = [
+        format!("OMPI_COMM_WORLD_RANK={rank}"),
+        format!("PMI_RANK={rank}"),
+    ];
+    wait_until("process of the rank", || {
+        let processes = fs::read_dir("/proc").unwrap().flatten();
+        found = processes
+            .filter_map(|entry| {
+                let id: i32 = entry.file_name().to_str()?.parse().ok()?;
+                let of_process = |name: &str| fs::read(entry.path().join(name)).ok();
+                let command = of_process("cmdline")?;
+                let mut words = command.split(|&b| b == 0);
+                let is_rank = words.next()? == env!("CARGO_BIN_EXE_paragon").as_bytes()
+                    && words.any(|word| word == out.as_os_str().as_encoded_bytes());
+                let environment = of_process("environ")?;
+                let mut variables = environment.split(|&b| b == 0);
+                let is_number =
+                    variables.any(|variable| wanted.iter().any(|w| w.as_bytes() == variable));
+                (is_rank && is_number).then_some(id)
+            })
+            .next();
+        found.is_some()
+    });
+    found.unwrap()
+}
+
+fn send(process: i32, signal: i32) {
+    // SAFETY: the process is one that this test has started
+    unsafe { libc::kill(process, signal) };
+}
+
+/// Starts two ranks that train for very long, and waits until they do.
+fn endless(launcher: &str, set: &Path, out: &Path, flags: Flags) -> Child {
+    let all: Vec<_> = [("--iterations", "1000000")]
+        .iter()
+        .chain(flags)
+        .copied()
+        .collect();
+    let child = spawn(&mut launch(launcher, &[(2, words(set, out, &all))]));
+    wait_until("state", || !states(out).is_empty());
+    child
+}
+
+#[test]
+fn any_number_of_ranks_gives_the_bits_of_one() {
+    let (dir, set) = set();
+    let images = dir.path().join("data");
+    let val = images.to_str().unwrap();
+    // without optimisation a step of Photo takes ten seconds
+    let photo = (!cfg!(debug_assertions)).then_some(("photo", "2", &[2][..]));
+    let usual = [("nano", "4", &[2, 4][..]), ("stream", "3", &[3])];
+    for (network, micro_batches, counts) in usual.into_iter().chain(photo) {
+        let flags = [
+            ("--network", network),
+            ("--accum-iter", micro_batches),
+            ("--val", val),
+            ("--val-every", "4"),
+        ];
+        let mut expected = None;
+        for launcher in launchers() {
+            for &count in counts {
+                let expected = expected.get_or_insert_with(|| {
+                    alone(&set, &dir.path().join(format!("alone-{network}")), &flags)
+                });
+                let what = format!("{launcher}, {network}, {count} ranks");
+                let out = dir.path().join(&what);
+                let ran = ranks(launcher, count, &set, &out, &flags).ok();
+                same(&result(&out), expected, &what);
+                no_litter(&out);
+                // rank 0 alone prints
+                assert_eq!(ran.stdout.matches("done at iteration").count(), 1, "{what}");
+                let line = &crate::train_common::log(&out)[0]["ranks"];
+                assert_eq!(line["count"], count, "{what}: {line}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_run_goes_on_with_another_number_of_ranks() {
+    let Some(&launcher) = launchers().first() else {
+        return;
+    };
+    let (dir, set) = set();
+    let expected = alone(&set, &dir.path().join("alone"), &[("--accum-iter", "4")]);
+    let out = dir.path().join("ranks");
+    // four micro-batches because there are four ranks; the state keeps them
+    ranks(launcher, 4, &set, &out, &[("--iterations", "2")]).ok();
+    ranks(launcher, 2, &set, &out, &[("--iterations", "4")]).ok();
+    run(&words(&set, &out, &[])).ok();
+    let found = result(&out);
+    assert!(found.state.1 == expected.state.1, "the states differ");
+    let refused = ranks(launcher, 3, &set, &out, &[("--iterations", "8")]);
+    refused.refused(1, &["--accum-iter 6", "start 2 ranks"]);
+}
+
+#[test]
+fn a_signal_at_any_rank_saves_once_and_ends_all() {
+    let (dir, set) = set();
+    for launcher in launchers() {
+        let out = dir.path().join(launcher);
+        let child = endless(launcher, &set, &out, &[]);
+        send(process_of(&out, 1), libc::SIGTERM);
+        let ran = ended(child);
+        assert_eq!(ran.code, Some(130), "{launcher}: {}", ran.stderr);
+        assert!(
+            ran.stderr.contains("stopped; saved iteration"),
+            "{launcher}"
+        );
+        no_litter(&out);
+    }
+}
+
+#[test]
+fn ranks_that_die_leave_a_run_that_goes_on_to_the_same_bits() {
+    let (dir, set) = set();
+    for (at, launcher) in launchers().into_iter().enumerate() {
+        let out = dir.path().join(launcher);
+        let child = endless(launcher, &set, &out, &[("--checkpoint-every", "1")]);
+        std::thread::sleep(Duration::from_millis(37 * at as u64));
+        send(process_of(&out, at), libc::SIGKILL);
+        assert_ne!(ended(child).code, Some(0), "{launcher}");
+        let newest = states(&out).pop().unwrap();
+        let name = newest.file_stem().unwrap().to_str().unwrap();
+        let digits: String = name.chars().filter(char::is_ascii_digit).collect();
+        let total = (digits.parse::<u64>().unwrap() + 3).to_string();
+        let flags = [("--iterations", total.as_str()), ("--accum-iter", "2")];
+        ranks(launcher, 2, &set, &out, &flags).ok();
+        let expected = alone(&set, &dir.path().join(format!("{launcher}-alone")), &flags);
+        assert!(result(&out).state.1 == expected.state.1, "{launcher}");
+    }
+}
+
+#[test]
+fn a_rank_that_says_nothing_is_named_in_time() {
+    let (dir, set) = set();
+    for launcher in launchers() {
+        let out = dir.path().join(launcher);
+        let child = endless(launcher, &set, &out, &[("--rank-timeout", "5")]);
+        let stopped = process_of(&out, 1);
+        send(stopped, libc::SIGSTOP);
+        let began = Instant::now();
+        let ran = ended(child);
+        send(stopped, libc::SIGKILL);
+        assert_ne!(ran.code, Some(0));
+        assert!(
+            ran.stderr.contains("nothing was heard from rank 1 (")
+                && ran.stderr.contains("the checkpoint of iteration"),
+            "{launcher}: {}",
+            ran.stderr
+        );
+        assert!(began.elapsed() < Duration::from_secs(60), "{launcher}");
+        no_litter(&out);
+    }
+}
+
+#[test]
+fn ranks_that_were_started_differently_are_refused() {
+    let Some(&launcher) = launchers().first() else {
+        return;
+    };
+    let (dir, set) = set();
+    let out = dir.path().join("run");
+    let pair = |first: Vec<String>, second: Vec<String>| -> Ran {
+        let mut command = launch(launcher, &[(1, first), (1, second)]);
+        command.output().unwrap().into()
+    };
+    let usual = words(&set, &out, &[]);
+    pair(usual.clone(), words(&set, &out, &[("--lr", "2e-3")])).refused(
+        1,
+        &[
+            "rank 1 (",
+            "was not started like rank 0",
+            "--lr: 0.002, not 0.001",
+        ],
+    );
+    // a rank that fails alone
+    pair(usual, words(&dir.path().join("missing"), &out, &[]))
+        .refused(1, &["rank 1 (", "failed: ", "missing"]);
+    assert!(!out.exists());
+}
+
+#[test]
+fn a_missing_or_foreign_library_is_explained() {
+    let (dir, set) = set();
+    let out = dir.path().join("run");
+    let started = |variables: &[(&str, &str)]| -> Ran {
+        let mut command = paragon(&words(&set, &out, &[]));
+        command
+            .envs(variables.iter().copied())
+            .output()
+            .unwrap()
+            .into()
+    };
+    let of_launcher = [("OMPI_COMM_WORLD_RANK", "1"), ("OMPI_COMM_WORLD_SIZE", "2")];
+    let with = |library| [of_launcher[0], of_launcher[1], ("PARAGON_MPI", library)];
+    started(&with("/missing/libmpi.so")).refused(
+        1,
+        &[
+            "mpirun of Open MPI",
+            "/missing/libmpi.so",
+            "libopenmpi3",
+            "PARAGON_MPI",
+        ],
+    );
+    started(&[("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "1")])
+        .refused(1, &["torchrun", "mpirun -n 2"]);
+    if launchers().contains(&"mpirun.mpich") {
+        started(&with("libmpich.so.12"))
+            .refused(1, &["rank 1 of 2", "sees rank 0 of 1", "same MPI"]);
+    }
+    assert!(!out.exists());
+    // a plain start never loads MPI
+    let lonely = [
+        ("PMI_RANK", "0"),
+        ("PMI_SIZE", "1"),
+        ("PARAGON_MPI", "/missing"),
+    ];
+    started(&lonely).ok();
+}
