@@ -162,7 +162,7 @@ fn what_is_missing_malformed_or_ambiguous_is_named() {
         (
             Some(3),
             "PMI_RANK=0 PMI_SIZE=2",
-            vec!["auto/3", "has 2 tasks"],
+            vec!["auto/3", "states 2"],
         ),
     ] {
         let error = auto(parts, variables).expect_err(variables).to_string();
