@@ -291,7 +291,7 @@ pub fn auto_part(
              auto/8"
         ),
         (Some(count), Some(parts)) if count != u64::from(parts) => bail!(
-            "--part auto/{parts}: {source} ({variable}) has {count} tasks; give --part auto, or --part I/{parts}"
+            "--part auto/{parts}: {source} ({variable}) states {count} as the number of tasks; give --part I/{parts}"
         ),
         (count, parts) => count.unwrap_or_else(|| parts.unwrap_or_default().into()),
     };

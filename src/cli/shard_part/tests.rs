@@ -159,11 +159,7 @@ fn what_is_missing_malformed_or_ambiguous_is_named() {
             "AWS_BATCH_JOB_ARRAY_INDEX=1 AWS_BATCH_JOB_ARRAY_SIZE=2 RANK=0 WORLD_SIZE=2",
             vec!["AWS_BATCH_JOB_ARRAY_INDEX=1", "RANK=0", "both set"],
         ),
-        (
-            Some(3),
-            "PMI_RANK=0 PMI_SIZE=2",
-            vec!["auto/3", "has 2 tasks"],
-        ),
+        (Some(3), "PMI_RANK=0 PMI_SIZE=2", vec!["auto/3", "states 2"]),
     ] {
         let error = auto(parts, variables).expect_err(variables).to_string();
         for word in words {
