@@ -35,19 +35,30 @@ fn without_defaults(step: &Json) -> Json {
     let kept = keys
         .iter()
         .filter(|(key, value)| defaults.get(*key) != Some(value))
-        .map(|(key, value)| {
-            let value = match value {
-                Json::Array(steps) if steps.iter().all(Json::is_object) => {
-                    Json::Array(steps.iter().map(without_defaults).collect())
-                }
-                other => other.clone(),
-            };
-            (key.clone(), value)
-        });
+        .map(|(key, value)| (key.clone(), with_short_steps(key, value)));
     Json::Object(Map::from_iter([(
         kind.clone(),
         Json::Object(kept.collect()),
     )]))
+}
+
+/// A value whose lists `steps`, at any depth, have short steps.
+fn with_short_steps(key: &str, value: &Json) -> Json {
+    match value {
+        Json::Array(steps) if key == "steps" => {
+            Json::Array(steps.iter().map(without_defaults).collect())
+        }
+        Json::Array(items) => items
+            .iter()
+            .map(|item| with_short_steps("", item))
+            .collect(),
+        Json::Object(keys) => {
+            let short =
+                |(key, value): (&String, &Json)| (key.clone(), with_short_steps(key, value));
+            Json::Object(keys.iter().map(short).collect())
+        }
+        other => other.clone(),
+    }
 }
 
 /// The keys of a step for which none was given; nothing where some key must be given.
@@ -108,6 +119,11 @@ mod tests {
         let text = "name: a\nsteps:\n  - jpeg: {probability: 1, quality: [10, 95]}\n";
         let lines = Recipe::parse(text, "a")?.step_lines();
         assert_eq!(lines, ["jpeg: {quality: [10, 95]}"]);
+        let text =
+            "name: a\nsteps:\n  - one_of: {choices: [{steps: [{jpeg: {probability: 1}}]}]}\n";
+        let lines = Recipe::parse(text, "a")?.step_lines();
+        assert_eq!(lines.len(), 1);
+        assert!(lines[0].contains("steps: [{jpeg: {}}]"), "{lines:?}");
         Ok(())
     }
 }

@@ -5,7 +5,7 @@ use super::{Run, Share};
 use crate::backend::{Backend, BatchView, Scalars};
 use crate::loader::{Batch, Loader};
 use crate::train::ema_decay;
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
@@ -46,13 +46,31 @@ impl Run<'_> {
         loader: &mut Loader,
     ) -> Result<bool> {
         let stop = || self.options.stop.load(Ordering::Relaxed);
+        let metrics = backend.plan().ports.metrics;
+        let metrics = metrics.context("the plan has no metrics, so it cannot train")?;
+        // A backend adds each term of a loss to those of the micro-batches before. Here whole losses
+        // are added, as ranks do, where that makes no device wait.
+        let adds_losses = self.config.accum_iter > 1 && !backend.metrics_survive_next_step();
+        let mut sum = None;
         for micro in 0..self.config.accum_iter {
             let asked = Instant::now();
             let Some(batch) = loader.next_until(stop)? else {
                 return Ok(false);
             };
             self.meter.add_wait(asked.elapsed());
+            if adds_losses && micro > 0 {
+                backend.write(metrics, 0, &0f64.to_ne_bytes())?;
+            }
             self.micro_batch(backend, batch, micro > 0)?;
+            if adds_losses {
+                let mut loss = [0; 8];
+                backend.read(metrics, 0, &mut loss)?;
+                let loss = f64::from_ne_bytes(loss);
+                sum = Some(sum.map_or(loss, |sum: f64| sum + loss));
+            }
+        }
+        if let Some(sum) = sum {
+            backend.write(metrics, 0, &sum.to_ne_bytes())?;
         }
         Ok(true)
     }
