@@ -26,7 +26,7 @@ use paragon::train::{
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Run every step on drawn images: shard, train Nano x2, evaluate, compare.
 #[derive(clap::Args)]
@@ -187,7 +187,7 @@ fn train_network(args: &Args, folders: &Folders) -> Result<RunSummary> {
         "3/4 training Nano x{SCALE} on the CPU; Ctrl-C stops it early"
     ));
     let set = Arc::new(ShardSet::open(&folders.shards)?);
-    let stop = paragon::sys::stop_flag(super::train::STOPPED)?;
+    let stop = paragon::sys::stop_flag(super::train::STOPPED, Duration::ZERO)?;
     let options = RunOptions {
         out: folders.run.clone(),
         threads: args.threads.unwrap_or(0),

@@ -29,6 +29,7 @@ use paragon::support::text::one_line;
 use paragon::sys;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Cut a folder of photographs into a set of LQ/HR patch pairs, stored without loss and ready for
 /// training.
@@ -385,7 +386,7 @@ pub fn run(args: &Args) -> Result<()> {
     // reasons have been said
     list(&config, &plan);
     // from here on Ctrl-C keeps what is done; before, nothing is
-    config.stop = sys::stop_flag(STOPPED)?;
+    config.stop = sys::stop_flag(STOPPED, Duration::ZERO)?;
     let progress = Progress::new("shard", plan.jobs.len() as u64, "images");
     let report = build(&config, plan, &progress);
     progress.finish();

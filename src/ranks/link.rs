@@ -569,6 +569,15 @@ impl Post {
             }
             return true;
         }
+        let all_left = self
+            .others()
+            .all(|peer| self.peers[peer].said == Some(Word::Left));
+        if all_left && !troubled && since.elapsed() > GRACE {
+            // A rank that was stopped after its last word does not take this one's. Ending without
+            // MPI makes the launcher end it.
+            let _ = reply.send(Ok(()));
+            return true;
+        }
         if troubled && since.elapsed() > GRACE {
             let _ = reply.send(Ok(()));
             self.mpi.abort(1);

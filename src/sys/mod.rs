@@ -40,6 +40,8 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 #[cfg(feature = "cli")]
 use std::sync::atomic::AtomicBool;
+#[cfg(feature = "cli")]
+use std::time::Duration;
 
 /// An amount of memory and the limit that it follows from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -344,15 +346,16 @@ pub fn end_by_closed_pipe() {
 
 /// A flag that the first request to stop raises: Ctrl-C everywhere, SIGTERM and SIGHUP (the
 /// terminal is closed) on Unix, Ctrl-Break and the closing of the console on Windows. A second
-/// Ctrl-C or SIGTERM ends the process at once with `exit_code`. A SIGHUP never does, because
+/// Ctrl-C or SIGTERM ends the process at once with `exit_code`; on Unix one that comes less than
+/// `grace` after the first counts as the same request. A SIGHUP never does, because
 /// closing a terminal sends several, and it is left alone where it was ignored from the start
 /// (`nohup`).
 ///
 /// # Errors
 /// The system refuses to install the handlers.
 #[cfg(feature = "cli")]
-pub fn stop_flag(exit_code: i32) -> Result<Arc<AtomicBool>> {
-    system::stop_flag(exit_code)
+pub fn stop_flag(exit_code: i32, grace: Duration) -> Result<Arc<AtomicBool>> {
+    system::stop_flag(exit_code, grace)
 }
 
 /// Errors whose meaning the standard library has no [`io::ErrorKind`] for.

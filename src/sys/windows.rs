@@ -237,7 +237,7 @@ static EXIT_CODE: AtomicI32 = AtomicI32::new(0);
 pub(super) fn end_by_closed_pipe() {}
 
 #[cfg_attr(not(feature = "cli"), allow(dead_code))]
-pub(super) fn stop_flag(exit_code: i32) -> Result<Arc<AtomicBool>> {
+pub(super) fn stop_flag(exit_code: i32, _grace: Duration) -> Result<Arc<AtomicBool>> {
     let stop = STOP.get_or_init(Arc::default).clone();
     EXIT_CODE.store(exit_code, Ordering::Relaxed);
     // SAFETY: the handler may be called at any time from a thread of its own

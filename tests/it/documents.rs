@@ -41,7 +41,7 @@ const FOLDERS: [&str; 10] = [
 const SOURCES: [&str; 6] = [".rs", ".cu", ".cuh", ".py", ".md", ".toml"];
 
 /// Flags of other programs that the documents name.
-const FOREIGN_FLAGS: [&str; 11] = [
+const FOREIGN_FLAGS: [&str; 15] = [
     "--all-targets",
     "--bench",
     "--exact",
@@ -49,8 +49,12 @@ const FOREIGN_FLAGS: [&str; 11] = [
     "--lib",
     "--locked",
     "--manifest-path",
+    "--map-by",
+    "--mca",
+    "--mpi",
     "--nocapture",
     "--release",
+    "--signal",
     "--target",
     "--test",
 ];

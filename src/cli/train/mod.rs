@@ -21,6 +21,7 @@ use paragon::train::{
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 use summary::print_summary;
 
 /// Exit code of a run that was stopped from outside.
@@ -150,7 +151,9 @@ fn run_as(args: &Args, ranks: Option<&Ranks>) -> Result<bool> {
         ));
     }
     let io = tell_reading(output, &data, &sources, config.window);
-    let stop = stop_flag(STOPPED)?;
+    // Launchers, schedulers and terminals signal a rank one after the other for one stop.
+    let grace = Duration::from_secs(if ranks.is_some() { 2 } else { 0 });
+    let stop = stop_flag(STOPPED, grace)?;
     let validation = validation_images(output, &settings, &data);
     let effective = effective(
         output,

@@ -18,7 +18,9 @@ use std::ptr::NonNull;
 #[cfg(feature = "cli")]
 use std::sync::Arc;
 #[cfg(feature = "cli")]
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+#[cfg(feature = "cli")]
+use std::time::{Duration, Instant};
 
 pub(super) const LOCK_ADVICE: &str = "raise the limit (`ulimit -l`)";
 
@@ -143,17 +145,26 @@ pub(super) fn end_by_closed_pipe() {
 }
 
 #[cfg(feature = "cli")]
-pub(super) fn stop_flag(exit_code: i32) -> Result<Arc<AtomicBool>> {
-    let (stop, asked) = (
-        Arc::new(AtomicBool::new(false)),
-        Arc::new(AtomicBool::new(false)),
-    );
+pub(super) fn stop_flag(exit_code: i32, grace: Duration) -> Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    // nanoseconds from `start` to the first signal; 0 before it
+    let (start, first) = (Instant::now(), Arc::new(AtomicU64::new(0)));
     for signal in [libc::SIGINT, libc::SIGTERM] {
-        signal_hook::flag::register_conditional_shutdown(signal, exit_code, asked.clone())
+        let (stop, first) = (stop.clone(), first.clone());
+        let handle = move || {
+            let now = start.elapsed().as_nanos().max(1) as u64;
+            match first.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => stop.store(true, Ordering::Relaxed),
+                Err(first) if u128::from(now.saturating_sub(first)) >= grace.as_nanos() => {
+                    signal_hook::low_level::exit(exit_code)
+                }
+                Err(_) => {}
+            }
+        };
+        // SAFETY: the handler reads a clock, changes atomics and ends the process without cleaning up,
+        // all of which a signal handler may do
+        unsafe { signal_hook::low_level::register(signal, handle) }
             .context("cannot watch for Ctrl-C")?;
-        for flag in [&asked, &stop] {
-            signal_hook::flag::register(signal, flag.clone()).context("cannot watch for Ctrl-C")?;
-        }
     }
     if !is_ignored(libc::SIGHUP) {
         signal_hook::flag::register(libc::SIGHUP, stop.clone())

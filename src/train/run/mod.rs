@@ -450,6 +450,9 @@ impl<'a> Run<'a> {
 
     /// The context of an error that ends the run: where it stopped and what is kept.
     fn stopped_text(&self) -> String {
+        if !self.writes() {
+            return format!("training stopped at iteration {}", self.iteration);
+        }
         let kept = match self.saved {
             Some(iteration) => format!("the checkpoint of iteration {iteration} is kept"),
             None => "no checkpoint had been saved".to_string(),

@@ -192,6 +192,12 @@ impl Preparation<'_> {
                 "bf16 unit",
                 unit.map_or_else(|| "none".into(), |unit| unit.to_string()),
             ),
+            (
+                "--precision",
+                self.options
+                    .precision
+                    .map_or_else(|| "auto".into(), |p| p.to_string()),
+            ),
             ("--on-corrupt", format!("{:?}", self.options.on_corrupt)),
             ("--iterations", self.config.total_iter.to_string()),
         ]
