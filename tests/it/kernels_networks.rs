@@ -1,5 +1,5 @@
 //! The plain CUDA kernels against the CPU backend, without a GPU: every operation of every network
-//! but Nano, as `kernels_host` has those of Nano.
+//! but Nano and Pro, as `kernels_host` has those of Nano.
 
 use crate::kernels_common::{ORDERS, Order};
 use crate::kernels_host::{Case, PRECISIONS, barriers, compare_network, unnoticed_barriers};
@@ -95,20 +95,6 @@ fn photo() {
     let net = network("photo", 2, &[("window_size", 8)]);
     let case = (2, 2, (11, 18), L1_ONLY, false, Recompute::None);
     compare(&net, case, Precision::F32, (&ORDERS, false), 5);
-    for precision in [Precision::Bf16, Precision::Fp16] {
-        let case = (2, 1, (7, 10), L1_ONLY, false, Recompute::None);
-        compare(&net, case, precision, (&[Order::Mixed], false), 2);
-    }
-}
-
-#[test]
-fn pro() {
-    let net = network("pro", 2, &[("window_size", 8)]);
-    let case = (2, 2, (8, 9), L1_ONLY, false, Recompute::None);
-    compare(&net, case, Precision::F32, (&ORDERS, false), 2);
-    for precision in [Precision::Bf16, Precision::Fp16] {
-        compare(&net, case, precision, (&[Order::Mixed], false), 2);
-    }
 }
 
 /// Sums that are carried from image to image.

@@ -23,7 +23,12 @@ pub const DRIVER_HOST_ESTIMATE: u64 = 200 << 20;
 
 /// Operations whose kernels were not shown to agree with the CPU in a type of activations, by the
 /// label of the forward pass; they are refused in that type.
-const UNPROVEN: &[(&str, Precision)] = &[];
+const UNPROVEN: &[(&str, Precision)] = &[
+    ("composed weights", Precision::Fp16),
+    ("window attention", Precision::Fp16),
+    ("token attention", Precision::Bf16),
+    ("token attention", Precision::Fp16),
+];
 
 /// The sizes of a step on a CUDA device.
 #[derive(Clone, Copy, Debug)]
