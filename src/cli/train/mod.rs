@@ -129,7 +129,7 @@ fn run_as(args: &Args, ranks: Option<&Ranks>) -> Result<bool> {
         None => read_stored()?,
     };
     if let Some(head) = &stored {
-        keep_choices(args, &mut settings, &head.config);
+        keep_choices(args, &mut settings, &head.config, ranks.is_some());
     }
     let mut config = settings.train_config(scale, crop)?;
     if *settings.value(ACCUMULATION) == Value::Null {
@@ -296,7 +296,7 @@ fn check_pretrained(settings: &Settings, out: &Path, head: &StateHead) -> Result
 
 /// A resumed run keeps what was chosen for its first length where the user gives nothing: warm-up,
 /// milestones, and what a preset derives from the length.
-fn keep_choices(args: &Args, settings: &mut Settings, stored: &TrainConfig) {
+fn keep_choices(args: &Args, settings: &mut Settings, stored: &TrainConfig, is_rank: bool) {
     let total = settings.whole("train.total_iter").unwrap_or_default();
     if let (Some(preset), Some(network)) = (args.layers.preset, settings.known_network()) {
         for (path, value) in preset.values(&network, total) {
@@ -314,10 +314,13 @@ fn keep_choices(args: &Args, settings: &mut Settings, stored: &TrainConfig) {
         settings.put("train.warmup_iter", Value::Whole(stored.schedule.warmup));
     }
     if *settings.value(ACCUMULATION) == Value::Null {
-        // The same samples in an iteration, whatever the number of ranks.
+        // The same samples in an iteration, whatever the number of ranks. A process that is alone and
+        // asks for another batch is asked what it means.
         let batch = settings.whole("data.batch_size_per_gpu").unwrap_or(1);
-        let micro_batches = (stored.effective_batch() as u64 / batch).max(1);
-        settings.put(ACCUMULATION, Value::Whole(micro_batches));
+        if is_rank || batch == stored.batch_size as u64 {
+            let micro_batches = (stored.effective_batch() as u64 / batch).max(1);
+            settings.put(ACCUMULATION, Value::Whole(micro_batches));
+        }
     }
     if let Decay::MultiStep { milestones, .. } = &stored.schedule.decay
         && *settings.value("train.scheduler.milestones") == Value::Null
