@@ -245,13 +245,7 @@ pub fn run(args: &Args) -> Result<()> {
     if *settings.value("data.accum_iter") == Value::Null {
         config.accum_iter = args.ranks;
     }
-    ensure!(
-        config.accum_iter.is_multiple_of(args.ranks),
-        "an iteration of {} micro-batches (--accum-iter) cannot be shared by {} ranks, which compute as many each: give --accum-iter {}",
-        config.accum_iter,
-        args.ranks,
-        config.accum_iter.next_multiple_of(args.ranks)
-    );
+    config.check_ranks(args.ranks)?;
     config.check()?;
     let place = args.place(machine)?;
     let (loader_threads, slots) = machine.prefetch.at(&place);

@@ -68,6 +68,25 @@ pub struct TrainConfig {
 }
 
 impl TrainConfig {
+    /// Checks that every one of `ranks` ranks computes as many micro-batches of an iteration.
+    ///
+    /// # Errors
+    /// The micro-batches cannot be shared; the message names numbers that fit.
+    pub fn check_ranks(&self, ranks: usize) -> Result<()> {
+        let micro_batches = self.accum_iter;
+        ensure!(
+            micro_batches.is_multiple_of(ranks),
+            "an iteration of {micro_batches} micro-batches (--accum-iter) cannot be shared by {ranks} ranks, which compute as many each: give \
+             --accum-iter {}, or start {} ranks",
+            micro_batches.next_multiple_of(ranks),
+            (1..ranks)
+                .rev()
+                .find(|&fewer| micro_batches.is_multiple_of(fewer))
+                .unwrap_or(1)
+        );
+        Ok(())
+    }
+
     /// Checks that all values are in range, so that wrong ones are refused before the first step.
     ///
     /// # Errors

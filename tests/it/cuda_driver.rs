@@ -9,6 +9,21 @@ use shard_common::{config, make, pictures};
 use std::path::Path;
 use std::process::Output;
 
+/// A measurement of a small step, as JSON.
+const BENCH_STEP: [&str; 11] = [
+    "bench",
+    "step",
+    "--device",
+    "cuda",
+    "--batch-size",
+    "1",
+    "--lq-size",
+    "8",
+    "--steps",
+    "1",
+    "--json",
+];
+
 /// Runs the program with the stand-in driver; the variables `card` describe the card.
 fn with_driver(args: &[&str], card: &[(&str, &str)]) -> Option<Output> {
     let folder = driver()?;
@@ -370,20 +385,7 @@ fn the_selftest_finds_every_kernel_right_and_a_step_is_measured() {
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(report["wrong"], 0, "{said}");
     assert!(report["checks"].as_u64().unwrap() >= 60, "{said}");
-    let bench = [
-        "bench",
-        "step",
-        "--device",
-        "cuda",
-        "--batch-size",
-        "1",
-        "--lq-size",
-        "8",
-        "--steps",
-        "1",
-        "--json",
-    ];
-    let output = with_driver(&bench, &[("FAKE_CUDA_MEMORY", "2000000000")]).unwrap();
+    let output = with_driver(&BENCH_STEP, &[("FAKE_CUDA_MEMORY", "2000000000")]).unwrap();
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("a report");
     assert_eq!(report["planned_bytes"], report["allocated_bytes"]);
     let kernels = report["kernels"].as_array().unwrap();
@@ -622,24 +624,10 @@ fn a_turing_card_without_tensor_cores_trains_in_f32() {
 
 #[test]
 fn kernels_that_are_worse_than_the_table_are_named() {
-    let bench = [
-        "bench",
-        "step",
-        "--device",
-        "cuda",
-        "--batch-size",
-        "1",
-        "--lq-size",
-        "8",
-        "--steps",
-        "1",
-        "--step-only",
-        "--json",
-    ];
     let run = |more: &[(&str, &str)]| {
         let memory = ("FAKE_CUDA_MEMORY", "220000000");
         let card = [&[memory, ("FAKE_CUDA_LIMITS", "1")], more].concat();
-        let output = with_driver(&bench, &card)?;
+        let output = with_driver(&[&BENCH_STEP[..], &["--step-only"]].concat(), &card)?;
         assert!(output.status.success(), "{}", said(&output));
         let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
         Some((report, String::from_utf8_lossy(&output.stderr).into_owned()))

@@ -135,18 +135,7 @@ impl Preparation<'_> {
             network == shards,
             "the network has scale {network} and the shards {shards}; they must agree"
         );
-        let (count, micro_batches) = (self.count(), self.config.accum_iter);
-        ensure!(
-            micro_batches.is_multiple_of(count),
-            "an iteration of {micro_batches} micro-batches (--accum-iter) cannot be shared by {count} ranks, which compute as many each: give \
-             --accum-iter {}, or start {} ranks",
-            micro_batches.next_multiple_of(count),
-            (1..count)
-                .rev()
-                .find(|&fewer| micro_batches.is_multiple_of(fewer))
-                .unwrap_or(1)
-        );
-        Ok(())
+        self.config.check_ranks(self.count())
     }
 
     /// Number of ranks.
