@@ -79,6 +79,13 @@
 #define PART_DATA 1
 // `part` of reconstruct_back: compute the sums.
 #define PART_SUMS 2
+// Bytes of shared memory of a tile of matrix_conv: 16 inputs with a border of one pixel.
+#define MATRIX_CONV_TILE 15552
+// The same of matrix_conv_narrow, whose tiles have twice the rows.
+#define MATRIX_CONV_NARROW_TILE 29376
+// Bytes of shared memory of the tiles of matrix_conv_weights: 32 inputs with a border of one pixel,
+// and 32 gradients.
+#define MATRIX_CONV_WEIGHT_TILES 46400
 // Rows of the pixels that a block of the structural losses takes.
 #define PATCH_H 16
 // Columns of the pixels that a block of the structural losses takes.
@@ -875,6 +882,82 @@ struct PlainConvWeightsArguments {
 static_assert(sizeof(PlainConvWeightsArguments) == 168, "the layout that Rust writes");
 typedef PlainConvWeightsArguments plain_conv_weights_arguments;
 enum { plain_conv_weights_threads = 256 };
+
+struct MatrixConvPackArguments {
+    // `[outputs][inputs][3][3]`; transposed `[inputs][outputs]...`
+    const float* weight;
+    // A factor of the weights, or null.
+    const float* gain;
+    // In the order that matrix_conv.cu states.
+    act* packed;
+    int inputs;
+    int outputs;
+    // 1: the taps from the last.
+    int transposed;
+    // Blocks for the outputs, and how many outputs each has.
+    int slabs;
+    int slab_outputs;
+    int reserved;
+};
+static_assert(sizeof(MatrixConvPackArguments) == 48, "the layout that Rust writes");
+typedef MatrixConvPackArguments matrix_conv_pack_arguments;
+enum { matrix_conv_pack_threads = 256 };
+
+struct MatrixConvArguments {
+    View input;
+    Place output;
+    // As in PlainConvArguments.
+    View z;
+    // As in PlainConvArguments.
+    ChannelFunction function;
+    // As in PlainConvArguments.
+    ChannelFunction back;
+    // What matrix_conv_pack made of the weights, and their gain.
+    const act* packed;
+    // `[outputs]`, or null.
+    const float* bias;
+    // A factor of the biases, or null.
+    const float* gain;
+    // `[blocks of pixels][outputs]`: the gradient of back's slopes; or null.
+    float* slope_partials;
+    int images;
+    int h;
+    int w;
+    int inputs;
+    int outputs;
+    // Outputs, and the channels after them that are filled with zeros.
+    int filled;
+    // Blocks for the outputs.
+    int slabs;
+    int reserved;
+};
+static_assert(sizeof(MatrixConvArguments) == 240, "the layout that Rust writes");
+typedef MatrixConvArguments matrix_conv_arguments;
+enum { matrix_conv_threads = 256 };
+typedef MatrixConvArguments matrix_conv_narrow_arguments;
+enum { matrix_conv_narrow_threads = 256 };
+
+struct MatrixConvWeightsArguments {
+    View input;
+    View d_output;
+    // Applied to the input.
+    ChannelFunction function;
+    // `[splits][weights, biases]`
+    float* partials;
+    int images;
+    int h;
+    int w;
+    int inputs;
+    int outputs;
+    // Blocks for the inputs, 32 each.
+    int input_tiles;
+    // Blocks that share the pixels.
+    int splits;
+    int reserved;
+};
+static_assert(sizeof(MatrixConvWeightsArguments) == 144, "the layout that Rust writes");
+typedef MatrixConvWeightsArguments matrix_conv_weights_arguments;
+enum { matrix_conv_weights_threads = 256 };
 
 struct PlainDepthwiseArguments {
     View input;

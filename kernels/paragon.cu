@@ -24,6 +24,7 @@ namespace loss_family {
 }  // namespace loss_family
 namespace plain_family {
 #include "plain_conv.cu"
+#include "matrix_conv.cu"
 #include "plain_values.cu"
 #include "plain_compose.cu"
 #include "plain_norm.cu"

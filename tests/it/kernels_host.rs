@@ -1003,10 +1003,19 @@ pub fn keep_unnoticed(host: &Host, launches: &[Launch], places: &mut Vec<String>
 /// Gives launches whose blocks take any number of tiles so few blocks that each has several.
 pub fn run_on_few_blocks(launches: &mut [Launch]) {
     for launch in launches {
-        if ["plain_conv_weights", "plain_depthwise_weights"].contains(&launch.kernel) {
+        if [
+            "plain_conv_weights",
+            "plain_depthwise_weights",
+            "matrix_conv_weights",
+        ]
+        .contains(&launch.kernel)
+        {
             let splits = launch.arguments.int("splits").unwrap() as u32;
             launch.arguments.set_int("splits", 1).unwrap();
             launch.grid[0] /= splits;
+        }
+        if ["matrix_conv", "matrix_conv_narrow"].contains(&launch.kernel) {
+            launch.grid[0] = launch.arguments.int("slabs").unwrap() as u32;
         }
         if launch.persistent {
             launch.grid[0] = launch.grid[0].min(2);

@@ -109,6 +109,14 @@ constants! {
     /// `part` of reconstruct_back: compute the sums.
     PART_SUMS: i32 = 2;
 
+    /// Bytes of shared memory of a tile of matrix_conv: 16 inputs with a border of one pixel.
+    MATRIX_CONV_TILE: usize = (TILE + 2) * (TILE + 2) * 48;
+    /// The same of matrix_conv_narrow, whose tiles have twice the rows.
+    MATRIX_CONV_NARROW_TILE: usize = (2 * TILE + 2) * (TILE + 2) * 48;
+    /// Bytes of shared memory of the tiles of matrix_conv_weights: 32 inputs with a border of one pixel,
+    /// and 32 gradients.
+    MATRIX_CONV_WEIGHT_TILES: usize = ((TILE + 2) * (TILE + 2) + TILE * TILE) * 80;
+
     /// Rows of the pixels that a block of the structural losses takes.
     PATCH_H: usize = 16;
     /// Columns of the pixels that a block of the structural losses takes.

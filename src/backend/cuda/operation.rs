@@ -101,6 +101,13 @@ impl CudaOperation for Conv {
         plain::conv::check(self)
     }
 
+    fn workspace(&self, precision: Precision) -> u64 {
+        if conv::is_tuned(self) {
+            return 0;
+        }
+        plain::conv::forward_workspace(self, precision)
+    }
+
     fn lower(&self, l: &mut Lowering<'_>) -> Result<()> {
         if conv::is_tuned(self) {
             return conv::forward(l, self, None);
@@ -114,11 +121,11 @@ impl CudaOperation for ConvBack {
         self.forward.check()
     }
 
-    fn workspace(&self, _: Precision) -> u64 {
+    fn workspace(&self, precision: Precision) -> u64 {
         if conv::is_tuned_back(self) {
             return conv::workspace(self);
         }
-        plain::conv::workspace(self)
+        plain::conv::workspace(self, precision)
     }
 
     fn carry(&self) -> u64 {

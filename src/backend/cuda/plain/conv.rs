@@ -1,17 +1,19 @@
-//! Convolutions of any odd kernel, dilation and groups (kernels/plain_conv.cu).
+//! Convolutions of any odd kernel, dilation and groups (kernels/plain_conv.cu). Those that
+//! [`super::matrix_conv`] serves go there.
 
 use super::super::arguments::{Address, Parameter, Partial};
 use super::super::launch::Shape;
 use super::super::limits::{MOST_SHARED, most_sum_blocks};
 use super::super::lowering::{Lowering, int};
 use super::super::reduce::{self, Finish, Sums};
+use super::matrix_conv;
 use super::signatures::{
     ChannelFunction, PLAIN_CONV, PLAIN_CONV_WEIGHTS, PLAIN_DEPTHWISE, PLAIN_DEPTHWISE_WEIGHTS,
     Place, PlainConvArguments, PlainConvWeightsArguments, PlainDepthwiseArguments,
     PlainDepthwiseWeightsArguments, View,
 };
 use super::{NO_FUNCTION, NO_VIEW, SumSpace, buffer_view, function, place, sum_bytes};
-use crate::plan::{Activation, BufferId, Conv, ConvBack, Extent, ParamRange};
+use crate::plan::{Activation, Conv, ConvBack, Extent, ParamRange, Precision};
 use anyhow::{Result, ensure};
 
 /// Shared memory that a block of the convolution takes if it can, bytes: four blocks fit on a
@@ -447,20 +449,44 @@ fn has_slopes(o: &Conv) -> bool {
 }
 
 /// Blocks with a partial sum of the slopes' gradient.
-fn slope_blocks(o: &Conv) -> usize {
+fn slope_blocks(o: &Conv, precision: Precision) -> usize {
     let c = shape_of(o);
+    if matrix_conv::serves(o, precision) {
+        return c.matrix_slope_blocks();
+    }
     c.slope_blocks(&c.gradient_tiles(o.input_stride - o.cin))
 }
 
+/// Workspace bytes of the forward pass: packed weights.
+pub(in super::super) fn forward_workspace(o: &Conv, precision: Precision) -> u64 {
+    if matrix_conv::serves(o, precision) {
+        return shape_of(o).packed_bytes() as u64;
+    }
+    0
+}
+
+/// Bytes of packed weights that the gradients need, ahead of their sums.
+fn packed_bytes(o: &ConvBack, precision: Precision) -> usize {
+    if o.d_input.is_some() && matrix_conv::serves(&o.forward, precision) {
+        return shape_of(&o.forward).packed_gradient_bytes();
+    }
+    0
+}
+
 /// Workspace bytes of the gradients.
-pub(in super::super) fn workspace(o: &ConvBack) -> u64 {
-    let f = &o.forward;
+pub(in super::super) fn workspace(o: &ConvBack, precision: Precision) -> u64 {
+    let (f, c) = (&o.forward, shape_of(&o.forward));
     let slopes = if has_slopes(f) {
-        sum_bytes(f.cin, slope_blocks(f))
+        sum_bytes(f.cin, slope_blocks(f, precision))
     } else {
         0
     };
-    (shape_of(f).sum_bytes() + slopes) as u64
+    let splits = if matrix_conv::serves(f, precision) {
+        c.matrix_splits()
+    } else {
+        c.splits()
+    };
+    (packed_bytes(o, precision) + sum_bytes(c.sum_count(), splits) + slopes) as u64
 }
 
 /// Bytes of the totals that slices carry.
@@ -480,25 +506,30 @@ pub(in super::super) fn lower(l: &mut Lowering<'_>, o: &Conv) -> Result<()> {
     let output = place(buffer_view(l, o.output, o.output_stride)?, false);
     let weights = weights_of(l, o);
     let shape = shape_of(o);
-    forward(
-        l,
-        &shape,
-        weights,
-        (input, function),
-        output,
-        o.output_stride,
-    )
+    let (from, filled) = ((input, function), o.output_stride);
+    if matrix_conv::serves(o, l.plan.precision) {
+        let space = (l.workspace(o.workspace)?, 0);
+        return matrix_conv::forward(l, &shape, weights, from, (output, filled), space);
+    }
+    forward(l, &shape, weights, from, output, filled)
 }
 
 /// Lowers a [`ConvBack`].
 pub(in super::super) fn lower_back(l: &mut Lowering<'_>, o: &ConvBack) -> Result<()> {
     let (f, c) = (&o.forward, shape_of(&o.forward));
-    let workspace: BufferId = l.workspace(o.workspace)?;
-    let mut space = SumSpace::new(workspace, 0, o.slice);
+    let precision = l.plan.precision;
+    let matrix = matrix_conv::serves(f, precision);
+    let workspace = l.workspace(o.workspace)?;
+    let mut space = SumSpace::new(workspace, packed_bytes(o, precision), o.slice);
     let input = buffer_view(l, f.input, f.input_stride)?;
     let d_output = buffer_view(l, o.d_output, f.output_stride)?;
     let function = function(l, f.activation, f.slopes, f.cin)?;
-    let sums = weight_sums(l, &c, (input, function), d_output, &mut space)?;
+    let sums_of = if matrix {
+        matrix_conv::weight_sums
+    } else {
+        weight_sums
+    };
+    let sums = sums_of(l, &c, (input, function), d_output, &mut space)?;
     let first = l.gradient(o.gradients, reduce::contiguous(&[f.weight, f.bias])?);
     let to = if o.accumulates {
         Finish::Gradients(first)
@@ -509,7 +540,7 @@ pub(in super::super) fn lower_back(l: &mut Lowering<'_>, o: &ConvBack) -> Result
     if let Some(d_input) = o.d_input {
         let mut slope_partials = Address::NULL;
         if let Some(slopes) = f.activation.and_then(|a| a.slopes()) {
-            let sums = space.sums(l, f.cin, slope_blocks(f));
+            let sums = space.sums(l, f.cin, slope_blocks(f, precision));
             slope_partials = sums.partials;
             let to = l.gradient(o.slope_gradients, slopes.offset);
             finished.push((sums, Finish::Gradients(to)));
@@ -520,8 +551,13 @@ pub(in super::super) fn lower_back(l: &mut Lowering<'_>, o: &ConvBack) -> Result
             function,
             slope_partials,
         };
-        let weights = weights_of(l, f);
-        input_gradient(l, &c, weights, d_output, gradient, to, f.input_stride)?;
+        let (weights, filled) = (weights_of(l, f), f.input_stride);
+        if matrix {
+            let of = (to, filled);
+            matrix_conv::input_gradient(l, &c, weights, d_output, gradient, of, (workspace, 0))?;
+        } else {
+            input_gradient(l, &c, weights, d_output, gradient, to, filled)?;
+        }
     }
     space.finish(l, &finished)
 }

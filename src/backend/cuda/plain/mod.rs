@@ -13,6 +13,7 @@
 mod attention;
 mod compose;
 pub(super) mod conv;
+mod matrix_conv;
 mod norm;
 pub(super) mod reconstruct;
 mod signatures;
