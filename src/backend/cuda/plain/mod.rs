@@ -7,7 +7,8 @@
 //! pixels are partial sums of at most [`most_sum_blocks`](super::limits::most_sum_blocks) blocks, which
 //! `reduce_sums` adds up right after the launch, so the workspace is free again for the next
 //! operation. An operation that is a composition (the block of Stream, the reconstruction of more
-//! than 16 features) calls the functions that the plain convolutions are lowered with.
+//! than 16 features) calls the functions that the plain convolutions are lowered with. Dense 3x3
+//! convolutions in half precision have kernels for tensor cores (`matrix_conv.rs`).
 //! kernels/plain.cuh says how such a kernel is written.
 
 mod attention;
