@@ -96,8 +96,7 @@ impl TrainConfig {
                 micro_batches.next_multiple_of(ranks)
             ),
         };
-        let fewer = (1..ranks).rev();
-        let fewer = fewer.filter(|&fewer| micro_batches.is_multiple_of(fewer));
+        let fewer = (1..ranks).filter(|&fewer| micro_batches.is_multiple_of(fewer));
         let fewer = fewer.max().unwrap_or(1);
         bail!(
             "an iteration of {micro_batches} micro-batches (--accum-iter) cannot be shared by {ranks} ranks, which compute as many each: give \
