@@ -4,9 +4,9 @@
 use super::canvas::{Canvas, reflect};
 use super::correlate::{BLOCK, ROWS_AT_ONCE, Source, Taps, Target, correlate, pitch_of};
 use super::draws::Stream;
-use super::kernel::{DrawnKernel, SHAPES, Shape, separated, trimmed};
+use super::kernel::{DrawnKernel, SHAPES, Shape, separated, trimmed, without_smallest};
 use super::keys::{Keys, Numbers, Range, Weights};
-use super::resize;
+use super::table::ROWS;
 use std::f64::consts::PI;
 
 /// Largest side of a kernel.
@@ -169,7 +169,8 @@ impl Canvas {
         if let Some((column, row)) = separated(&weights, size) {
             return self.filter_separated(&column, &row);
         }
-        let narrow: Vec<f32> = weights.iter().map(|w| *w as f32).collect();
+        let narrow = without_smallest(&weights);
+        let taps = Taps::rows(&narrow, size);
         let (w, h) = (self.width, self.height);
         for channel in 0..3 {
             let pitch = self.pad(channel, size / 2);
@@ -178,11 +179,7 @@ impl Canvas {
                 pitch,
             };
             let out = &mut self.planes[channel * w * h..][..w * h];
-            correlate(
-                source,
-                Target::packed(out, (w, h)),
-                Taps::rows(&narrow, size),
-            );
+            correlate(source, Target::packed(out, (w, h)), &taps);
         }
     }
 
@@ -259,10 +256,11 @@ impl<'a> FilteredRows<'a> {
     }
 
     /// Filters the rows of `plane`; `lines` is scratch for a few rows.
-    pub fn fill(&mut self, plane: &[f32], row: &[f32], lines: &mut [[f32; resize::ROWS]]) {
+    pub fn fill(&mut self, plane: &[f32], row: &[f32], lines: &mut [[f32; ROWS]]) {
         let ((w, h), pitch, radius) = (self.size, self.pitch, self.radius);
         let lines = lines.as_flattened_mut();
         let line = pitch_of(w + row.len() - 1 + BLOCK);
+        let taps = Taps::row(row);
         for (first, from) in (0..h)
             .step_by(ROWS_AT_ONCE)
             .zip(plane.chunks(ROWS_AT_ONCE * w))
@@ -279,7 +277,7 @@ impl<'a> FilteredRows<'a> {
                 pitch,
                 size: (w, from.len() / w),
             };
-            correlate(source, target, Taps::row(row));
+            correlate(source, target, &taps);
         }
         for y in (0..radius).chain(radius + h..2 * radius + h) {
             let from = radius + reflect(y as isize - radius as isize, h);
@@ -294,7 +292,8 @@ impl<'a> FilteredRows<'a> {
             values: self.padded,
             pitch: self.pitch,
         };
-        correlate(source, Target::packed(out, self.size), Taps::column(column));
+        let target = Target::packed(out, self.size);
+        correlate(source, target, &Taps::column(column));
     }
 }
 

@@ -2,10 +2,11 @@
 //! sizes that follow from the recipe. Nothing larger than a few lines is allocated afterwards.
 
 use super::HrView;
+use super::area::Area;
 use super::bound::Bound;
 use super::correlate::{BLOCK, ROWS_AT_ONCE, pitch_of};
 use super::lanes::dispatch;
-use super::resize::ROWS;
+use super::table::ROWS;
 
 /// The index that a mirrored border shows at `i` (the border pixel itself is not repeated); a small
 /// image is mirrored again and again.
@@ -68,10 +69,15 @@ impl Layout {
     }
 }
 
-/// An image and the scratch of all steps.
+/// A part of an image and the scratch of all steps.
 pub(crate) struct Canvas {
+    /// Size of the part.
     pub width: usize,
     pub height: usize,
+    /// The part, in the whole image.
+    pub area: Area,
+    /// Size of the whole image.
+    pub whole: (usize, usize),
     /// `[3, height, width]`, then unused.
     pub planes: Vec<f32>,
     /// As `planes`: the target of a resize, and a second image.
@@ -90,6 +96,8 @@ impl Canvas {
         Canvas {
             width: 0,
             height: 0,
+            area: Area::whole((0, 0)),
+            whole: (0, 0),
             planes: vec![0.0; 3 * layout.plane],
             other: vec![0.0; 3 * layout.plane],
             padded: vec![0.0; layout.padded],
@@ -98,21 +106,40 @@ impl Canvas {
         }
     }
 
-    /// Takes the pixels of an image.
-    pub fn read(&mut self, hr: &HrView) {
-        (self.width, self.height) = (hr.width, hr.height);
-        let (w, n) = (hr.width, hr.width * hr.height);
+    /// Takes the pixels of a part of an image.
+    pub fn read(&mut self, hr: &HrView, area: Area) {
+        (self.area, self.whole) = (area, (hr.width, hr.height));
+        (self.width, self.height) = area.size();
+        let (w, n) = (self.width, self.width * self.height);
         let (red, rest) = self.planes.split_at_mut(n);
         let (green, blue) = rest.split_at_mut(n);
-        for y in 0..hr.height {
+        for (y, from) in (area.y.start..area.y.end).enumerate() {
             let row = y * w..(y + 1) * w;
             read_row(
-                &hr.data[y * hr.stride..][..3 * w],
+                &hr.data[from * hr.stride + 3 * area.x.start..][..3 * w],
                 &mut red[row.clone()],
                 &mut green[row.clone()],
                 &mut blue[row],
             );
         }
+    }
+
+    /// Keeps the pixels of `area`, which lies in the part, and drops the others.
+    pub fn crop(&mut self, area: Area) {
+        if area == self.area {
+            return;
+        }
+        let ((w, h), (new_w, new_h)) = ((self.width, self.height), area.size());
+        let (left, top) = (
+            area.x.start - self.area.x.start,
+            area.y.start - self.area.y.start,
+        );
+        for (row, out) in (0..3 * new_h).zip((0..).step_by(new_w)) {
+            let from = (row / new_h * h + top + row % new_h) * w + left;
+            self.planes.copy_within(from..from + new_w, out);
+        }
+        self.area = area;
+        (self.width, self.height) = (new_w, new_h);
     }
 
     /// Writes `[height, width, 3]`, clamped and rounded.

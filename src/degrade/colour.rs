@@ -1,6 +1,7 @@
 //! Changes of colour: chroma that does not fit the brightness, and gamma, contrast, brightness,
 //! saturation and a cast.
 
+use super::area::Span;
 use super::canvas::Canvas;
 use super::draws::Stream;
 use super::keys::{Keys, Numbers, Range};
@@ -144,7 +145,8 @@ impl Canvas {
         }
         for (channel, [dx, dy]) in (1..3).zip(shifts) {
             let (from, to) = (&other[channel * n..][..n], &mut planes[channel * n..][..n]);
-            let (columns, rows) = (nearest_two(w, dx), nearest_two(h, dy));
+            let columns = nearest_two(self.area.x, self.whole.0, dx);
+            let rows = nearest_two(self.area.y, self.whole.1, dy);
             for (row, &(top, bottom, below)) in to.chunks_exact_mut(w).zip(&rows) {
                 for (out, &(left, right, beside)) in row.iter_mut().zip(&columns) {
                     let along = |y: usize| {
@@ -190,16 +192,18 @@ impl Canvas {
     }
 }
 
-/// For every pixel of a line that is moved by `shift`: the two pixels it comes from, and the share of
-/// the second.
-fn nearest_two(n: usize, shift: f64) -> Vec<(usize, usize, f32)> {
+/// For every pixel of a part of a line of `n` pixels that is moved by `shift`: the two pixels of the part
+/// that it comes from, and the share of the second.
+fn nearest_two(part: Span, n: usize, shift: f64) -> Vec<(usize, usize, f32)> {
     let last = (n - 1) as f64;
-    (0..n)
+    // at the ends of the part, pixels that nothing reads come from beyond it
+    let within = |i: f64| (i as usize).clamp(part.start, part.end - 1) - part.start;
+    (part.start..part.end)
         .map(|i| {
             let place = (i as f64 - shift).clamp(0.0, last);
             let first = libm::floor(place);
             let second = (first + 1.0).min(last);
-            (first as usize, second as usize, (place - first) as f32)
+            (within(first), within(second), (place - first) as f32)
         })
         .collect()
 }

@@ -1,6 +1,7 @@
 //! Correlation of a plane with a kernel: the inner loop of all blurs. Depends on `lanes`. The sum of
 //! an output runs over the taps in rows, each product fused with it, so its bits are the same on every
-//! machine and for every place of the output.
+//! machine and for every place of the output. Where every row of a kernel is the same backwards, the two
+//! values of a weight are added before their product, which saves half of the products.
 
 use super::lanes::{Lanes, Plain};
 #[cfg(target_arch = "x86_64")]
@@ -23,30 +24,57 @@ pub(super) struct Source<'a> {
     pub pitch: usize,
 }
 
-/// A kernel of `width` taps a row.
-#[derive(Clone, Copy)]
+/// A kernel of `width` taps a row. Taps of weight 0 at the ends of its rows are skipped, which changes
+/// no bit: values are finite.
 pub(super) struct Taps<'a> {
-    pub weights: &'a [f32],
-    pub width: usize,
+    weights: &'a [f32],
+    width: usize,
+    /// For each row that two rows of outputs read (with the row of taps of the same number, and with
+    /// the one before it): the first tap that does not weigh 0 in either, and the end.
+    used: Vec<(usize, usize)>,
+    /// Whether there are several rows of several taps, all of which are the same backwards.
+    folded: bool,
 }
 
 impl<'a> Taps<'a> {
     /// Rows of this many taps.
+    ///
+    /// # Panics
+    /// The rows do not fill the weights.
     pub fn rows(weights: &'a [f32], width: usize) -> Taps<'a> {
-        Taps { weights, width }
+        assert!(weights.len().is_multiple_of(width));
+        let span = |row: &[f32]| {
+            let first = row.iter().position(|w| *w != 0.0).unwrap_or(width);
+            let end = row
+                .iter()
+                .rposition(|w| *w != 0.0)
+                .map_or(0, |last| last + 1);
+            (first, end)
+        };
+        let both = |a: (usize, usize), b: (usize, usize)| (a.0.min(b.0), a.1.max(b.1));
+        let spans = weights.chunks_exact(width).map(span);
+        let none = std::iter::once((width, 0));
+        let used = spans.clone().chain(none.clone()).zip(none.chain(spans));
+        let backwards = |row: &[f32]| row.iter().eq(row.iter().rev());
+        Taps {
+            weights,
+            width,
+            folded: width % 2 == 1
+                && width > 1
+                && weights.len() > width
+                && weights.chunks_exact(width).all(backwards),
+            used: used.map(|(a, b)| both(a, b)).collect(),
+        }
     }
 
     /// A row.
     pub fn row(weights: &'a [f32]) -> Taps<'a> {
-        Taps {
-            weights,
-            width: weights.len(),
-        }
+        Taps::rows(weights, weights.len())
     }
 
     /// A column.
     pub fn column(weights: &'a [f32]) -> Taps<'a> {
-        Taps { weights, width: 1 }
+        Taps::rows(weights, 1)
     }
 }
 
@@ -77,17 +105,17 @@ pub(super) fn pitch_of(width: usize) -> usize {
 }
 
 /// Writes to every output the sum of the weights times the values from the output's place on.
-pub(super) fn correlate(source: Source, target: Target, taps: Taps) {
+pub(super) fn correlate(source: Source, target: Target, taps: &Taps) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{__m256, __m512};
         #[target_feature(enable = "avx2,fma")]
-        fn avx2(source: Source, target: Target, taps: Taps) {
+        fn avx2(source: Source, target: Target, taps: &Taps) {
             // SAFETY: the processor has AVX2 and FMA
             unsafe { all::<__m256>(source, target, taps) }
         }
         #[target_feature(enable = "avx512f")]
-        fn avx512(source: Source, target: Target, taps: Taps) {
+        fn avx512(source: Source, target: Target, taps: &Taps) {
             // SAFETY: the processor has AVX-512
             unsafe { all::<__m512>(source, target, taps) }
         }
@@ -108,7 +136,7 @@ pub(super) fn correlate(source: Source, target: Target, taps: Taps) {
 /// # Safety
 /// As [`Lanes`].
 #[inline(always)]
-unsafe fn all<V: Lanes>(source: Source, mut target: Target, taps: Taps) {
+unsafe fn all<V: Lanes>(source: Source, mut target: Target, taps: &Taps) {
     let (w, h) = target.size;
     // columns are the outer loop: the rows of one block stay in the nearest cache
     let mut x = 0;
@@ -137,7 +165,7 @@ unsafe fn all<V: Lanes>(source: Source, mut target: Target, taps: Taps) {
 unsafe fn block<V: Lanes, const N: usize>(
     source: Source,
     target: &mut Target,
-    taps: Taps,
+    taps: &Taps,
     (x, y): (usize, usize),
 ) {
     let count = N * V::COUNT;
@@ -152,15 +180,26 @@ unsafe fn block<V: Lanes, const N: usize>(
         let row = |ky: usize| from.as_ptr().add(ky * source.pitch);
         let line = |ky: usize| taps.weights.as_ptr().add(ky * width);
         if height == 1 {
-            add_rows(&mut sums, [row(0), row(1)], line(0), width);
-        } else {
+            add_rows(&mut sums, [row(0), row(1)], line(0), taps.used[0]);
+        } else if taps.folded {
             let [upper, lower] = &mut sums;
-            add_row([&mut *upper], row(0), [line(0)], width);
+            add_folded([&mut *upper], row(0), [line(0)], width, taps.used[0].0);
             for ky in 1..height {
                 let lines = [line(ky), line(ky - 1)];
-                add_row([&mut *upper, &mut *lower], row(ky), lines, width);
+                let both = [&mut *upper, &mut *lower];
+                add_folded(both, row(ky), lines, width, taps.used[ky].0);
             }
-            add_row([lower], row(height), [line(height - 1)], width);
+            let last = [line(height - 1)];
+            add_folded([lower], row(height), last, width, taps.used[height].0);
+        } else {
+            let [upper, lower] = &mut sums;
+            add_row([&mut *upper], row(0), [line(0)], taps.used[0]);
+            for ky in 1..height {
+                let lines = [line(ky), line(ky - 1)];
+                add_row([&mut *upper, &mut *lower], row(ky), lines, taps.used[ky]);
+            }
+            let last = [line(height - 1)];
+            add_row([lower], row(height), last, taps.used[height]);
         }
         sums
     };
@@ -183,19 +222,19 @@ unsafe fn block<V: Lanes, const N: usize>(
     }
 }
 
-/// Adds a row of taps for each of `R` output rows.
+/// Adds the taps from `first` to `end` of a row for each of `R` output rows.
 ///
 /// # Safety
-/// As [`Lanes`]; `row` points to `N` registers and `width - 1` values more, every line to `width`
+/// As [`Lanes`]; `row` points to `N` registers and `end - 1` values more, every line to `end`
 /// weights.
 #[inline(always)]
 unsafe fn add_row<V: Lanes, const N: usize, const R: usize>(
     sums: [&mut [V; N]; R],
     row: *const f32,
     lines: [*const f32; R],
-    width: usize,
+    (first, end): (usize, usize),
 ) {
-    for kx in 0..width {
+    for kx in first..end {
         // SAFETY: the contract of this function. Plain loops, because the closure of `from_fn` would
         // not have the instruction set of the caller
         unsafe {
@@ -213,7 +252,46 @@ unsafe fn add_row<V: Lanes, const N: usize, const R: usize>(
     }
 }
 
-/// Adds the only row of taps for each output row.
+/// Adds a row of taps that is the same backwards, an odd number, for each of `R` output rows; the taps
+/// before `first` and their counterparts weigh 0.
+///
+/// # Safety
+/// As [`Lanes`]; `row` points to `N` registers and `width - 1` values more, every line to `width`
+/// weights.
+#[inline(always)]
+unsafe fn add_folded<V: Lanes, const N: usize, const R: usize>(
+    mut sums: [&mut [V; N]; R],
+    row: *const f32,
+    lines: [*const f32; R],
+    width: usize,
+    first: usize,
+) {
+    let middle = width / 2;
+    for kx in first..middle {
+        // SAFETY: the contract of this function
+        unsafe {
+            let mut values = [V::splat(0.0); N];
+            for (n, value) in values.iter_mut().enumerate() {
+                let left = V::load(row.add(kx + n * V::COUNT));
+                let right = V::load(row.add(width - 1 - kx + n * V::COUNT));
+                *value = V::add(left, right);
+            }
+            for r in 0..R {
+                let weight = V::splat(*lines[r].add(kx));
+                for n in 0..N {
+                    sums[r][n] = V::add_product(sums[r][n], weight, values[n]);
+                }
+            }
+        }
+    }
+    if first <= middle {
+        let sums = sums.each_mut().map(|sums| &mut **sums);
+        // SAFETY: the contract of this function
+        unsafe { add_row(sums, row, lines, (middle, middle + 1)) };
+    }
+}
+
+/// Adds the taps from `first` to `end` of the only row for each output row.
 ///
 /// # Safety
 /// As [`add_row`], for every row.
@@ -222,9 +300,9 @@ unsafe fn add_rows<V: Lanes, const N: usize>(
     sums: &mut [[V; N]; ROWS_AT_ONCE],
     rows: [*const f32; ROWS_AT_ONCE],
     line: *const f32,
-    width: usize,
+    (first, end): (usize, usize),
 ) {
-    for kx in 0..width {
+    for kx in first..end {
         // SAFETY: the contract of this function
         unsafe {
             let weight = V::splat(*line.add(kx));
@@ -249,8 +327,25 @@ mod tests {
     #[test]
     fn sums_are_those_of_a_plain_loop() {
         let value = |i: usize| (i * 7919 % 1009) as f32 / 1009.0 - 0.3;
-        for (columns, rows) in [(1, 1), (3, 3), (21, 21), (51, 1), (1, 51), (5, 2)] {
-            let weights: Vec<f32> = (0..columns * rows).map(|i| value(i + 5) / 9.0).collect();
+        for (columns, rows) in [(1, 1), (3, 3), (9, 9), (21, 21), (51, 1), (1, 51), (5, 2)] {
+            let folded = columns == 9;
+            let mut weights: Vec<f32> = (0..columns * rows).map(|i| value(i + 5) / 9.0).collect();
+            if folded {
+                for (y, row) in weights.chunks_exact_mut(columns).enumerate() {
+                    row[0] *= f32::from(u8::from(y % 4 > 0));
+                    (0..4).for_each(|x| row[8 - x] = row[x]);
+                }
+                weights[18..27].fill(0.0);
+            }
+            if columns == 21 {
+                // a slanted kernel, an empty row, and a hole
+                for (i, weight) in weights.iter_mut().enumerate() {
+                    let (x, y) = (i % columns, i / columns);
+                    if x.abs_diff(y) > 6 || y == 3 || (x, y) == (10, 10) {
+                        *weight = 0.0;
+                    }
+                }
+            }
             for (w, h) in [
                 (1, 1),
                 (15, 2),
@@ -270,7 +365,14 @@ mod tests {
                         let at = |tap: usize| (y + tap / columns) * pitch + x + tap % columns;
                         *out = 0.0;
                         for (tap, weight) in weights.iter().enumerate() {
-                            *out = libm::fmaf(*weight, values[at(tap)], *out);
+                            let (left, right) = (tap % columns, columns - 1 - tap % columns);
+                            let other = tap + right - left;
+                            if !folded || left == right {
+                                *out = libm::fmaf(*weight, values[at(tap)], *out);
+                            } else if left < right {
+                                let both = values[at(tap)] + values[at(other)];
+                                *out = libm::fmaf(*weight, both, *out);
+                            }
                         }
                     }
                 }
@@ -286,7 +388,7 @@ mod tests {
                         pitch: w + 3,
                         size: (w, h),
                     };
-                    correlate(source, target, Taps::rows(&weights, columns));
+                    correlate(source, target, &Taps::rows(&weights, columns));
                     FORCED.set(None);
                     assert!(out == expected, "{isa}: {w}x{h}, {columns}x{rows} taps");
                 }

@@ -1,5 +1,6 @@
 //! Steps with all parameters drawn: computing, printing and describing them.
 
+use super::area::Area;
 use super::canvas::Canvas;
 use super::colour::DrawnColour;
 use super::jpeg::DrawnJpeg;
@@ -40,11 +41,12 @@ pub enum DrawnStep {
 }
 
 impl DrawnStep {
-    /// Changes the image.
-    pub(crate) fn apply(&self, canvas: &mut Canvas) -> Result<()> {
+    /// Changes the part of the image that the canvas has, whose pixels within `area` of the new image are
+    /// as if it had the whole image.
+    pub(crate) fn apply(&self, canvas: &mut Canvas, area: Area) -> Result<()> {
         match self {
             DrawnStep::Blur(kernel) => canvas.blur(kernel),
-            DrawnStep::Resize(resize) => canvas.resize(resize),
+            DrawnStep::Resize(resize) => canvas.resize(resize, area),
             DrawnStep::Noise(noise) => canvas.add_noise(noise),
             DrawnStep::Jpeg(jpeg) => canvas.jpeg(*jpeg),
             DrawnStep::Webp(webp) => return canvas.webp(*webp),
@@ -55,6 +57,29 @@ impl DrawnStep {
             DrawnStep::Colour(colour) => canvas.colour(colour),
         }
         Ok(())
+    }
+
+    /// The part of the image before the step, of size `whole`, that decides `area` of the image after
+    /// it.
+    pub(crate) fn input(&self, whole: (usize, usize), area: Area) -> Area {
+        match self {
+            DrawnStep::Blur(kernel) => area.grown(kernel.reach(), whole),
+            DrawnStep::Resize(resize) => resize.input(area),
+            DrawnStep::Noise(noise) => noise.input(whole, area),
+            DrawnStep::Jpeg(jpeg) => jpeg.input(whole, area),
+            DrawnStep::Webp(_) => Area::whole(whole),
+            DrawnStep::Quantise(quantise) => quantise.input(whole, area),
+            DrawnStep::Sharpen(sharpen) => sharpen.input(whole, area),
+            DrawnStep::Halo(halo) => halo.input(whole, area),
+            DrawnStep::ChromaShift(shifts) => {
+                let most = shifts
+                    .iter()
+                    .flatten()
+                    .fold(0.0, |a: f64, b| a.max(b.abs()));
+                area.grown(libm::ceil(most) as usize + 1, whole)
+            }
+            DrawnStep::Colour(_) => area,
+        }
     }
 
     /// Its name and parameters for a program.

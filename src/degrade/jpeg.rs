@@ -6,6 +6,7 @@
 mod chroma;
 mod dct;
 
+use super::area::Area;
 use super::canvas::{Canvas, to_byte};
 use super::draws::Stream;
 use super::keys::{Keys, Numbers, Range, Weights};
@@ -96,6 +97,22 @@ impl DrawnJpeg {
     fn word(self) -> &'static str {
         let word = SAMPLINGS.iter().find(|(_, s)| *s == self.sampling);
         word.map_or("", |(word, _)| word)
+    }
+
+    /// The part of the image before it that decides `area` after it: whole blocks, and those beside them
+    /// whose chroma the triangle filter reads.
+    pub(super) fn input(self, whole: (usize, usize), area: Area) -> Area {
+        let (across, down) = self.sampling.factors();
+        let read = Area {
+            x: area.x.grown(across - 1, whole.0),
+            y: area.y.grown(down - 1, whole.1),
+        };
+        let mut blocks = read.aligned((across * SIDE, down * SIDE), whole);
+        // libjpeg enlarges chroma of up to two columns in another way
+        if blocks.x.len() <= 2 * across {
+            blocks.x.start = blocks.x.start.saturating_sub(across * SIDE);
+        }
+        blocks
     }
 
     /// Its parameters for a program.

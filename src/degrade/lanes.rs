@@ -75,6 +75,11 @@ pub(super) trait Lanes: Copy {
     /// # Safety
     /// As [`Lanes`].
     unsafe fn splat(x: f32) -> Self;
+    /// `a + b`.
+    ///
+    /// # Safety
+    /// As [`Lanes`].
+    unsafe fn add(a: Self, b: Self) -> Self;
     /// `sum + a * b`, rounded once.
     ///
     /// # Safety
@@ -101,6 +106,10 @@ impl Lanes for Plain {
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
         Plain([x; 4])
+    }
+    #[inline(always)]
+    unsafe fn add(a: Self, b: Self) -> Self {
+        Plain(std::array::from_fn(|i| a.0[i] + b.0[i]))
     }
     #[inline(always)]
     unsafe fn add_product(sum: Self, a: Self, b: Self) -> Self {
@@ -141,7 +150,7 @@ fn fused(sum: f32, a: f32, b: f32) -> f32 {
 /// Implements [`Lanes`] by the instructions of x86.
 #[cfg(target_arch = "x86_64")]
 macro_rules! x86_lanes {
-    ($kind:ident, $count:literal, $load:ident, $store:ident, $splat:ident, $fused:ident) => {
+    ($kind:ident, $count:literal, $load:ident, $store:ident, $splat:ident, $add:ident, $fused:ident) => {
         impl Lanes for std::arch::x86_64::$kind {
             const COUNT: usize = $count;
             #[inline(always)]
@@ -160,6 +169,11 @@ macro_rules! x86_lanes {
                 unsafe { std::arch::x86_64::$splat(x) }
             }
             #[inline(always)]
+            unsafe fn add(a: Self, b: Self) -> Self {
+                // SAFETY: the contract of this function
+                unsafe { std::arch::x86_64::$add(a, b) }
+            }
+            #[inline(always)]
             unsafe fn add_product(sum: Self, a: Self, b: Self) -> Self {
                 // SAFETY: the contract of this function
                 unsafe { std::arch::x86_64::$fused(a, b, sum) }
@@ -175,6 +189,7 @@ x86_lanes!(
     _mm512_loadu_ps,
     _mm512_storeu_ps,
     _mm512_set1_ps,
+    _mm512_add_ps,
     _mm512_fmadd_ps
 );
 #[cfg(target_arch = "x86_64")]
@@ -184,6 +199,7 @@ x86_lanes!(
     _mm256_loadu_ps,
     _mm256_storeu_ps,
     _mm256_set1_ps,
+    _mm256_add_ps,
     _mm256_fmadd_ps
 );
 

@@ -24,6 +24,7 @@
 //! # }
 //! ```
 
+mod area;
 mod blur;
 mod bound;
 mod canvas;
@@ -31,6 +32,7 @@ mod colour;
 mod correlate;
 mod drawn;
 mod draws;
+mod gaussian;
 mod jpeg;
 mod kernel;
 mod keys;
@@ -44,6 +46,7 @@ mod resize;
 mod sharpen;
 mod short;
 mod step;
+mod table;
 #[cfg(test)]
 mod tests;
 mod webp;
@@ -53,6 +56,7 @@ pub use draws::Draws;
 pub use recipe::{Recipe, StepReference};
 
 use anyhow::{Result, ensure};
+use area::{Area, Span};
 use canvas::Canvas;
 
 /// An HR patch: 8-bit RGB, rows from top to bottom.
@@ -78,6 +82,19 @@ impl<'a> HrView<'a> {
             stride: 3 * width,
         }
     }
+}
+
+/// A rectangle of an LQ patch, pixels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LqPart {
+    /// Left edge.
+    pub x: usize,
+    /// Top edge.
+    pub y: usize,
+    /// Width, not 0.
+    pub width: usize,
+    /// Height, not 0.
+    pub height: usize,
 }
 
 /// Makes LQ patches by a recipe. It owns all scratch; every thread has one of its own.
@@ -109,6 +126,27 @@ impl Degrader {
     /// # Errors
     /// Sizes that do not fit, or a codec that fails.
     pub fn apply(&mut self, hr: HrView, draws: &Draws, lq: &mut [u8]) -> Result<()> {
+        let part = LqPart {
+            x: 0,
+            y: 0,
+            width: hr.width / self.scale,
+            height: hr.height / self.scale,
+        };
+        self.apply_part(hr, draws, part, lq)
+    }
+
+    /// Writes a part of what [`Degrader::apply`] writes, with the same bytes, to `lq`,
+    /// `[part.height, part.width, 3]`. Pixels that do not decide the part are not computed.
+    ///
+    /// # Errors
+    /// Sizes that do not fit, or a codec that fails.
+    pub fn apply_part(
+        &mut self,
+        hr: HrView,
+        draws: &Draws,
+        part: LqPart,
+        lq: &mut [u8],
+    ) -> Result<()> {
         let (w, h, scale) = (hr.width, hr.height, self.scale);
         ensure!(
             w > 0 && h > 0 && w.is_multiple_of(scale) && h.is_multiple_of(scale),
@@ -125,15 +163,32 @@ impl Degrader {
             "the HR patch of {w}x{h} pixels has only {} bytes",
             hr.data.len()
         );
-        let expected = 3 * (w / scale) * (h / scale);
+        let span = |start: usize, length: usize| Span {
+            start,
+            end: start.saturating_add(length),
+        };
+        let area = Area {
+            x: span(part.x, part.width),
+            y: span(part.y, part.height),
+        };
+        ensure!(
+            part.width > 0 && part.height > 0 && area.x.end <= w / scale && area.y.end <= h / scale,
+            "{part:?} does not lie in an LQ patch of {}x{}",
+            w / scale,
+            h / scale
+        );
+        let expected = 3 * part.width * part.height;
         ensure!(
             lq.len() == expected,
             "the LQ patch takes {expected} bytes, not {}",
             lq.len()
         );
-        self.canvas.read(&hr);
-        for step in self.explain(draws, w, h) {
-            step.apply(&mut self.canvas)?;
+        let steps = self.explain(draws, w, h);
+        let needed = area::needed(&steps, (w, h), area);
+        self.canvas.read(&hr, needed[0]);
+        for (step, after) in steps.iter().zip(&needed[1..]) {
+            step.apply(&mut self.canvas, *after)?;
+            self.canvas.crop(*after);
         }
         self.canvas.write(lq);
         Ok(())

@@ -1,6 +1,7 @@
 //! Noise as Real-ESRGAN adds it. Every pixel has random bits of its own, a pure function of the
 //! draw's key and the pixel's number, so that the noise does not depend on an order.
 
+use super::area::Area;
 use super::canvas::{Canvas, to_byte};
 use super::draws::{Normals, Stream, field_bits};
 use super::keys::{Keys, Numbers, Range};
@@ -15,6 +16,8 @@ const EXPANSION_FROM: f64 = 16.0;
 const MOST_PHOTONS: usize = 64;
 /// Pixels whose noise is computed at a time.
 const PIXELS_AT_ONCE: usize = 64;
+/// The same for Gaussian noise, whose rows may be cut.
+const NORMALS_AT_ONCE: usize = 32;
 /// Weights of red, green and blue in the grey image (torchvision's `rgb_to_grayscale`).
 const GREY: [f32; 3] = [0.2989, 0.587, 0.114];
 
@@ -109,6 +112,16 @@ impl DrawnNoise {
         }
     }
 
+    /// The part of the image before it that decides `area` after it: Poisson noise counts the levels of
+    /// the whole image.
+    pub(super) fn input(&self, whole: (usize, usize), area: Area) -> Area {
+        if self.poisson {
+            Area::whole(whole)
+        } else {
+            area
+        }
+    }
+
     /// Its parameters for a program.
     pub(crate) fn json(&self) -> Json {
         let key = if self.poisson { "scale" } else { "sigma" };
@@ -136,11 +149,20 @@ impl Canvas {
     fn add_gaussian(&mut self, noise: &DrawnNoise) {
         let normals = Normals::new();
         let sigma = (noise.amount / 255.0) as f32;
-        let n = self.width * self.height;
-        let values = self.values();
-        let same = if noise.grey { n } else { values.len() };
-        for channel in values.chunks_exact_mut(same) {
-            add_normal(channel, noise.field, sigma, normals);
+        let (w, h) = (self.width, self.height);
+        let (area, whole) = (self.area, self.whole);
+        // the numbers of the pixels of whole rows follow each other
+        let run = if w == whole.0 { w * h } else { w };
+        for (channel, plane) in self.values().chunks_exact_mut(w * h).enumerate() {
+            let plane_at = if noise.grey {
+                0
+            } else {
+                channel * whole.0 * whole.1
+            };
+            for (row, values) in plane.chunks_exact_mut(run).enumerate() {
+                let at = plane_at + (area.y.start + row) * whole.0 + area.x.start;
+                add_normal(values, noise.field, at, sigma, normals);
+            }
         }
     }
 
@@ -167,17 +189,25 @@ impl Canvas {
 }
 
 dispatch! {
-    /// Adds normal noise and clamps to 0 to 1. Two pixels share the 64 bits of a place of the field.
-    fn add_normal(values: &mut [f32], field: u64, sigma: f32, normals: Normals) {
-        for (block, values) in values.chunks_mut(PIXELS_AT_ONCE).enumerate() {
-            let mut bits = [0u32; PIXELS_AT_ONCE];
+    /// Adds normal noise to pixels, the first of which has the number `at`, and clamps to 0 to 1. Two
+    /// pixels share the 64 bits of a place of the field.
+    fn add_normal(values: &mut [f32], field: u64, at: usize, sigma: f32, normals: Normals) {
+        let add = |value: &mut f32, added: f32| *value = (*value + sigma * added).clamp(0.0, 1.0);
+        let (first, rest) = values.split_at_mut(at & 1);
+        for value in first {
+            let [added] = normals.block(&[(field_bits(field, at / 2) >> 32) as u32]);
+            add(value, added);
+        }
+        for (block, values) in rest.chunks_mut(NORMALS_AT_ONCE).enumerate() {
+            let mut bits = [0u32; NORMALS_AT_ONCE];
             for (i, pair) in bits.chunks_exact_mut(2).enumerate() {
-                let both = field_bits(field, block * PIXELS_AT_ONCE / 2 + i);
+                let place = at.div_ceil(2) + block * NORMALS_AT_ONCE / 2 + i;
+                let both = field_bits(field, place);
                 (pair[0], pair[1]) = (both as u32, (both >> 32) as u32);
             }
             let added = normals.block(&bits);
             for (value, added) in values.iter_mut().zip(added) {
-                *value = (*value + sigma * added).clamp(0.0, 1.0);
+                add(value, added);
             }
         }
     }
@@ -280,24 +310,25 @@ impl Photons {
 
     /// The same for a level below: the quantile, by the sums of the probabilities.
     #[inline(always)]
-    fn inverted(&self, level: u8, bits: u64) -> f32 {
+    fn inverted(&self, level: u8, bits: u32) -> f32 {
         let level = usize::from(level);
-        let u = (bits >> 40) as f32 * (1.0 / (1u64 << 24) as f32) + 0.5 / (1u64 << 24) as f32;
+        let u = (bits >> 8) as f32 * (1.0 / (1u32 << 24) as f32) + 0.5 / (1u32 << 24) as f32;
         let sums = &self.sums[usize::from(self.rows[level])];
         let mut count = 0;
         sums.iter().for_each(|sum| count += i32::from(u > *sum));
         (count as f32 - self.means[level]) * self.share
     }
 
-    /// The noise for `levels`, the first of which has the number `at`.
+    /// The noise for `levels`, the first of which has the number `at`, an even one. Two levels share the
+    /// 64 bits of a place of the field.
     #[inline(always)]
     fn block(&self, levels: &[u8], out: &mut [f32], field: u64, at: usize) {
-        let (mut bits, mut halves) = ([0u64; PIXELS_AT_ONCE], [0u32; PIXELS_AT_ONCE]);
-        for (i, (bits, half)) in bits.iter_mut().zip(&mut halves).enumerate() {
-            *bits = field_bits(field, at + i);
-            *half = *bits as u32;
+        let mut bits = [0u32; PIXELS_AT_ONCE];
+        for (i, pair) in bits.chunks_exact_mut(2).enumerate() {
+            let both = field_bits(field, at / 2 + i);
+            (pair[0], pair[1]) = (both as u32, (both >> 32) as u32);
         }
-        let normal = self.normals.block(&halves);
+        let normal = self.normals.block(&bits);
         let mut lowest = u8::MAX;
         for ((out, &level), z) in out.iter_mut().zip(levels).zip(normal) {
             *out = self.expanded(level, z);
@@ -341,10 +372,10 @@ mod tests {
             let mean = f64::from(level) / 255.0 * 256.0;
             let n = 200_000;
             let mut sums = [0.0f64; 3];
-            for i in 0..n {
-                let mut noise = [0.0];
-                photons.block(&[level], &mut noise, u64::from(level), i);
-                let x = f64::from(noise[0]) * 256.0;
+            let (levels, mut noise) = (vec![level; n], vec![0.0; n]);
+            add_counts(&levels, &mut noise, u64::from(level), &photons);
+            for noise in noise {
+                let x = f64::from(noise) * 256.0;
                 assert!(
                     (x + mean - (x + mean).round()).abs() < 1e-3,
                     "a whole count"

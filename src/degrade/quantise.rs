@@ -1,5 +1,6 @@
 //! Few levels for each channel, as in images with a palette or old video, with or without dithering.
 
+use super::area::{Area, Span};
 use super::canvas::Canvas;
 use super::draws::Stream;
 use super::keys::{Keys, Numbers, Range, Weights};
@@ -71,6 +72,17 @@ impl DrawnQuantise {
         word.map_or("", |(word, _)| word)
     }
 
+    /// The part of the image before it that decides `area` after it.
+    pub(super) fn input(self, whole: (usize, usize), area: Area) -> Area {
+        match self.dither {
+            Dither::None | Dither::Ordered => area,
+            Dither::Diffusion => Area {
+                x: Area::whole(whole).x,
+                y: Span { start: 0, ..area.y },
+            },
+        }
+    }
+
     /// Its parameters for a program.
     pub(crate) fn json(self) -> Json {
         json!({"levels": self.levels, "dither": self.word()})
@@ -97,6 +109,7 @@ impl Canvas {
     /// Rounds every channel to its levels.
     pub(super) fn quantise(&mut self, drawn: DrawnQuantise) {
         let (w, h) = (self.width, self.height);
+        let (left, top) = (self.area.x.start, self.area.y.start);
         let steps = (drawn.levels - 1) as f32;
         let round = |v: f32| (v * steps).clamp(0.0, steps).round_ties_even() / steps;
         for plane in self.planes[..3 * w * h].chunks_exact_mut(w * h) {
@@ -104,7 +117,7 @@ impl Canvas {
                 Dither::None => plane.iter_mut().for_each(|v| *v = round(*v)),
                 Dither::Ordered => {
                     for (i, v) in plane.iter_mut().enumerate() {
-                        *v = round(*v + bayer(i % w, i / w) / steps);
+                        *v = round(*v + bayer(left + i % w, top + i / w) / steps);
                     }
                 }
                 Dither::Diffusion => diffuse(plane, w, round),

@@ -1,11 +1,13 @@
 //! Steps against numbers of other programs, which `scripts/check_degrade.py` explains: libjpeg
 //! (through Pillow), torch and SciPy.
 
+use super::area::{Area, Span};
 use super::bound::Bound;
 use super::canvas::{Canvas, Layout};
 use super::jpeg::{DrawnJpeg, Sampling};
 use super::kernel::DrawnKernel;
-use super::resize::{DrawnResize, Table};
+use super::resize::DrawnResize;
+use super::table::{Line, Table};
 use super::{HrView, Recipe};
 use serde_json::Value as Json;
 
@@ -14,7 +16,7 @@ const SIZE: (usize, usize) = (35, 29);
 
 fn canvas(data: &[u8], (w, h): (usize, usize)) -> Canvas {
     let mut canvas = Canvas::new(&Layout::new(&Bound::of(&[], 1), w, h));
-    canvas.read(&HrView::packed(data, w, h));
+    canvas.read(&HrView::packed(data, w, h), Area::whole((w, h)));
     canvas
 }
 
@@ -57,11 +59,12 @@ fn resizing_is_that_of_torch() {
         let word = case["filter"].as_str().unwrap();
         let drawn = DrawnResize::named(word, antialias, (line.len(), 2), (expected.len(), 2));
         let mut canvas = canvas(&vec![0; line.len() * 40 * 3], (line.len(), 40));
-        (canvas.width, canvas.height) = (line.len(), 2);
+        canvas.crop(Area::whole((line.len(), 2)));
+        canvas.whole = (line.len(), 2);
         for row in canvas.values().chunks_exact_mut(line.len()) {
             row.iter_mut().zip(&line).for_each(|(v, x)| *v = *x as f32);
         }
-        canvas.resize(&drawn);
+        canvas.resize(&drawn, Area::whole(drawn.to));
         for (value, wanted) in canvas.values()[..expected.len()].iter().zip(&expected) {
             assert!((f64::from(*value) - wanted).abs() < 1e-6, "{case}: {value}");
         }
@@ -95,7 +98,7 @@ fn filters_are_plain_sums_with_mirrored_borders() {
         };
         let (weights, size) = super::kernel::trimmed(&kernel.weights(), kernel.side());
         let mut filtered = Canvas::new(&recipe.layout(11, 6, 1));
-        filtered.read(&HrView::packed(&data, 11, 6));
+        filtered.read(&HrView::packed(&data, 11, 6), Area::whole((11, 6)));
         filtered.blur(&kernel);
         let mirrored = |i: isize, n: isize| {
             let mut i = i;
@@ -135,7 +138,14 @@ fn weights_of_a_resize_sum_to_one() {
         for antialias in [true, false] {
             for (from, to) in [(1, 1), (1, 7), (7, 1), (13, 5), (5, 13), (256, 39)] {
                 let filter = DrawnResize::named(word, antialias, (1, 1), (1, 1)).filter;
-                for sum in Table::new(filter, antialias, from, to).sums() {
+                let line = Line {
+                    filter,
+                    antialias,
+                    from,
+                    to,
+                };
+                let all = |end| Span { start: 0, end };
+                for sum in Table::new(line, all(from), all(to)).sums() {
                     assert!((sum - 1.0).abs() < 1e-5, "{word} {from} {to}");
                 }
             }

@@ -1,17 +1,14 @@
 //! Resizing: the filters in use, with or without antialiasing. Sizes decide positions (the ratio is
 //! that of the two sizes), so that the corners of the image keep their places and nothing drifts.
 
+use super::area::Area;
 use super::canvas::Canvas;
-use super::correlate::BLOCK;
 use super::draws::Stream;
 use super::keys::{Keys, Numbers, Range, Weights};
-use super::lanes::dispatch;
+use super::table::{Line, Table};
 use serde_json::{Value as Json, json};
 use std::f64::consts::PI;
 use std::fmt;
-
-/// Rows that the horizontal pass computes at a time.
-pub(super) const ROWS: usize = 16;
 
 /// A filter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +37,7 @@ impl Filter {
     }
 
     /// Half of the width of the filter before it is stretched.
-    fn support(self) -> f64 {
+    pub(super) fn support(self) -> f64 {
         match self {
             Filter::Area | Filter::Box | Filter::NearestExact => 0.5,
             Filter::Bilinear => 1.0,
@@ -50,7 +47,7 @@ impl Filter {
     }
 
     /// The weight at a distance. Torch's bicubic has a = -0.75 without antialiasing and -0.5 with it.
-    fn weight(self, x: f64, antialias: bool) -> f64 {
+    pub(super) fn weight(self, x: f64, antialias: bool) -> f64 {
         let x = x.abs();
         match self {
             Filter::Area | Filter::Box | Filter::NearestExact => f64::from(u8::from(x <= 0.5)),
@@ -291,6 +288,29 @@ impl DrawnResize {
         }
     }
 
+    /// What happens along x and y.
+    fn lines(&self) -> [Line; 2] {
+        let line = |from, to| Line {
+            filter: self.filter,
+            antialias: self.antialias,
+            from,
+            to,
+        };
+        [line(self.from.0, self.to.0), line(self.from.1, self.to.1)]
+    }
+
+    /// The part of the image before it that decides `area` after it.
+    pub(super) fn input(&self, area: Area) -> Area {
+        if self.from == self.to {
+            return area;
+        }
+        let [x, y] = self.lines();
+        Area {
+            x: x.read(area.x),
+            y: y.read(area.y),
+        }
+    }
+
     /// Its parameters for a program.
     pub(crate) fn json(&self) -> Json {
         json!({"filter": self.filter.word(), "antialias": self.antialias, "from": self.from, "to": self.to})
@@ -310,180 +330,33 @@ impl fmt::Display for DrawnResize {
     }
 }
 
-/// The weights of every output along one axis.
-pub(crate) struct Table {
-    /// First input and number of inputs of each output.
-    windows: Vec<(u32, u32)>,
-    /// The weights of all outputs in order, which sum to 1 for each.
-    weights: Vec<f32>,
-}
-
-impl Table {
-    /// For an axis that changes from `from` to `to` pixels.
-    pub fn new(filter: Filter, antialias: bool, from: usize, to: usize) -> Table {
-        let mut table = Table {
-            windows: Vec::with_capacity(to),
-            weights: Vec::new(),
-        };
-        let ratio = from as f64 / to as f64;
-        for i in 0..to {
-            let middle = (i as f64 + 0.5) * ratio;
-            match filter {
-                // adaptive average pooling, as torch's "area"
-                Filter::Area => {
-                    let (first, end) = (i * from / to, ((i + 1) * from).div_ceil(to));
-                    table.push(first, &vec![1.0; end - first]);
-                }
-                Filter::NearestExact => table.push((middle as usize).min(from - 1), &[1.0]),
-                Filter::Box => {
-                    let (low, high) = (i as f64 * ratio, (i + 1) as f64 * ratio);
-                    let first = low as usize;
-                    let end = (libm::ceil(high) as usize).min(from);
-                    let covered =
-                        |j: usize| (high.min((j + 1) as f64) - low.max(j as f64)).max(0.0);
-                    table.push(first, &(first..end).map(covered).collect::<Vec<_>>());
-                }
-                _ if antialias => table.push_antialiased(filter, middle, ratio, from),
-                _ => table.push_nearest(filter, middle - 0.5, from),
-            }
-        }
-        table
-    }
-
-    /// A filter stretched over what an output covers; at the border what is outside is left out.
-    fn push_antialiased(&mut self, filter: Filter, middle: f64, ratio: f64, from: usize) {
-        let stretch = ratio.max(1.0);
-        let reach = filter.support() * stretch;
-        let first = libm::floor(middle - reach + 0.5).max(0.0) as usize;
-        let end = (libm::floor(middle + reach + 0.5) as usize).min(from);
-        let weights = (first..end)
-            .map(|j| filter.weight((j as f64 + 0.5 - middle) / stretch, true))
-            .collect::<Vec<_>>();
-        self.push(first, &weights);
-    }
-
-    /// The nearest inputs alone; at the border the last input is repeated.
-    fn push_nearest(&mut self, filter: Filter, place: f64, from: usize) {
-        let (base, reach) = (libm::floor(place), filter.support() as isize);
-        let clamped = |j: isize| (base as isize + j).clamp(0, from as isize - 1) as usize;
-        let (first, last) = (clamped(1 - reach), clamped(reach));
-        let mut weights = vec![0.0; last - first + 1];
-        for j in 1 - reach..=reach {
-            weights[clamped(j) - first] += filter.weight(place - base - j as f64, false);
-        }
-        self.push(first, &weights);
-    }
-
-    /// The sum of the weights of every output.
-    #[cfg(test)]
-    pub fn sums(&self) -> Vec<f32> {
-        let mut weights = self.weights.iter();
-        let counts = self.windows.iter().map(|(_, count)| *count as usize);
-        counts.map(|n| weights.by_ref().take(n).sum()).collect()
-    }
-
-    fn push(&mut self, first: usize, weights: &[f64]) {
-        let sum: f64 = weights.iter().sum();
-        self.windows.push((first as u32, weights.len() as u32));
-        self.weights
-            .extend(weights.iter().map(|w| (w / sum) as f32));
-    }
-}
-
 impl Canvas {
-    /// Changes the size of all channels.
-    pub(super) fn resize(&mut self, drawn: &DrawnResize) {
-        let ((w, h), (new_w, new_h)) = ((self.width, self.height), drawn.to);
-        if (w, h) != (new_w, new_h) {
-            let x = Table::new(drawn.filter, drawn.antialias, w, new_w);
-            let y = Table::new(drawn.filter, drawn.antialias, h, new_h);
+    /// Changes the size of all channels, and keeps `area` of the new image.
+    pub(super) fn resize(&mut self, drawn: &DrawnResize, area: Area) {
+        if self.whole != drawn.to {
+            let ((w, h), (new_w, new_h)) = ((self.width, self.height), area.size());
+            let [x, y] = drawn.lines();
+            let x = Table::new(x, self.area.x, area.x);
+            let y = Table::new(y, self.area.y, area.y);
             for channel in 0..3 {
                 let from = &self.planes[channel * w * h..][..w * h];
                 let to = &mut self.other[channel * new_w * new_h..][..new_w * new_h];
-                if new_h < h {
+                if drawn.to.1 < drawn.from.1 {
                     let between = &mut self.padded[..w * new_h];
-                    resize_columns(from, between, w, &y.windows, &y.weights);
-                    resize_rows(
-                        between,
-                        to,
-                        (w, new_w),
-                        &mut self.lines,
-                        &x.windows,
-                        &x.weights,
-                    );
+                    y.columns(from, between, w);
+                    x.rows(between, to, w, &mut self.lines);
                 } else {
                     let between = &mut self.padded[..new_w * h];
-                    resize_rows(
-                        from,
-                        between,
-                        (w, new_w),
-                        &mut self.lines,
-                        &x.windows,
-                        &x.weights,
-                    );
-                    resize_columns(between, to, new_w, &y.windows, &y.weights);
+                    x.rows(from, between, w, &mut self.lines);
+                    y.columns(between, to, new_w);
                 }
             }
             std::mem::swap(&mut self.planes, &mut self.other);
             (self.width, self.height) = (new_w, new_h);
+            (self.area, self.whole) = (area, drawn.to);
         }
         if drawn.clamp {
             self.clamp();
-        }
-    }
-}
-
-dispatch! {
-    /// Resizes along y: every output row is a weighted sum of input rows.
-    fn resize_columns(from: &[f32], to: &mut [f32], w: usize, windows: &[(u32, u32)], weights: &[f32]) {
-        let mut weights = weights;
-        for (row, &(first, count)) in to.chunks_exact_mut(w).zip(windows) {
-            let (these, rest) = weights.split_at(count as usize);
-            weights = rest;
-            for (block, out) in row.chunks_mut(BLOCK).enumerate() {
-                out.fill(0.0);
-                for (tap, &weight) in these.iter().enumerate() {
-                    let part = &from[(first as usize + tap) * w + block * BLOCK..][..out.len()];
-                    for (sum, value) in out.iter_mut().zip(part) {
-                        *sum += weight * value;
-                    }
-                }
-            }
-        }
-    }
-}
-
-dispatch! {
-    /// Resizes along x, sixteen rows at a time, which `lines` holds pixel by pixel.
-    fn resize_rows(
-        from: &[f32],
-        to: &mut [f32],
-        widths: (usize, usize),
-        lines: &mut [[f32; ROWS]],
-        windows: &[(u32, u32)],
-        weights: &[f32],
-    ) {
-        let (w, new_w) = widths;
-        for (rows, out) in from.chunks(ROWS * w).zip(to.chunks_mut(ROWS * new_w)) {
-            for (y, row) in rows.chunks_exact(w).enumerate() {
-                for (line, value) in lines.iter_mut().zip(row) {
-                    line[y] = *value;
-                }
-            }
-            let mut weights = weights;
-            for (x, &(first, count)) in windows.iter().enumerate() {
-                let (these, rest) = weights.split_at(count as usize);
-                weights = rest;
-                let mut sums = [0.0f32; ROWS];
-                for (line, &weight) in lines[first as usize..].iter().zip(these) {
-                    for (sum, value) in sums.iter_mut().zip(line) {
-                        *sum += weight * value;
-                    }
-                }
-                for (row, sum) in out.chunks_exact_mut(new_w).zip(sums) {
-                    row[x] = sum;
-                }
-            }
         }
     }
 }

@@ -1,9 +1,9 @@
 //! Sharpening: the unsharp mask by which Real-ESRGAN sharpens its HR, and one that overshoots.
 
-use super::blur::FilteredRows;
+use super::area::Area;
 use super::canvas::Canvas;
 use super::draws::Stream;
-use super::kernel::DrawnKernel;
+use super::gaussian::{self, Gaussian, Scratch};
 use super::keys::{Keys, Numbers, Range};
 use super::lanes::dispatch;
 
@@ -60,6 +60,19 @@ pub struct DrawnSharpen {
     pub(crate) threshold: f64,
 }
 
+impl DrawnSharpen {
+    /// The deviation of its Gaussian.
+    fn sigma(self) -> f64 {
+        0.3 * (f64::from(self.size - 1) * 0.5 - 1.0) + 0.8
+    }
+
+    /// The part of the image before it that decides `area` after it: two filters.
+    pub(super) fn input(self, whole: (usize, usize), area: Area) -> Area {
+        let once = |area| gaussian::input(self.size, self.sigma(), whole, area);
+        once(once(area))
+    }
+}
+
 /// The ranges of a halo.
 #[derive(Clone, Debug)]
 pub(crate) struct Halo {
@@ -107,50 +120,51 @@ pub struct DrawnHalo {
     pub(crate) amount: f64,
 }
 
+impl DrawnHalo {
+    /// The part of the image before it that decides `area` after it.
+    pub(super) fn input(self, whole: (usize, usize), area: Area) -> Area {
+        gaussian::input(halo_taps(self.sigma), self.sigma, whole, area)
+    }
+}
+
 /// Taps of a Gaussian that reaches three deviations to each side.
 fn halo_taps(sigma: f64) -> u32 {
     2 * libm::ceil(3.0 * sigma) as u32 + 1
-}
-
-/// One axis of a Gaussian.
-fn gaussian_row(size: u32, sigma: f64) -> Vec<f32> {
-    let n = size as usize;
-    let weights = DrawnKernel::gaussian(size, sigma).weights();
-    let sums = (0..n).map(|x| (0..n).map(|y| weights[y * n + x]).sum::<f64>() as f32);
-    sums.collect()
 }
 
 impl Canvas {
     /// Unsharp masking: where the difference from the blurred image is above the threshold, in a mask
     /// that is itself blurred, the image becomes `clamp(x + amount (x - blurred))`.
     pub(super) fn sharpen(&mut self, drawn: DrawnSharpen) {
-        let sigma = 0.3 * (f64::from(drawn.size - 1) * 0.5 - 1.0) + 0.8;
-        let row = gaussian_row(drawn.size, sigma);
-        let (amount, threshold) = (drawn.amount as f32, drawn.threshold as f32);
         let size = (self.width, self.height);
+        let gaussian = Gaussian::new(drawn.size, drawn.sigma(), size);
+        let (amount, threshold) = (drawn.amount as f32, drawn.threshold as f32);
         let n = size.0 * size.1;
         let (blurred, mask) = self.other[..2 * n].split_at_mut(n);
+        let mut scratch = Scratch {
+            padded: &mut self.padded,
+            lines: &mut self.lines,
+        };
         for plane in self.planes[..3 * n].chunks_exact_mut(n) {
-            let mut rows = FilteredRows::new(&mut self.padded, size, row.len() / 2);
-            rows.fill(plane, &row, &mut self.lines);
-            rows.filter(&row, blurred);
+            gaussian.filter(plane, blurred, &mut scratch);
             mark(plane, blurred, mask, threshold);
-            rows.fill(mask, &row, &mut self.lines);
-            rows.filter(&row, mask);
+            gaussian.filter_in_place(mask, &mut scratch);
             blend(plane, blurred, mask, amount);
         }
     }
 
     /// Unsharp masking of all differences.
     pub(super) fn halo(&mut self, drawn: DrawnHalo) {
-        let row = gaussian_row(halo_taps(drawn.sigma), drawn.sigma);
         let size = (self.width, self.height);
+        let gaussian = Gaussian::new(halo_taps(drawn.sigma), drawn.sigma, size);
         let n = size.0 * size.1;
         let blurred = &mut self.other[..n];
+        let mut scratch = Scratch {
+            padded: &mut self.padded,
+            lines: &mut self.lines,
+        };
         for plane in self.planes[..3 * n].chunks_exact_mut(n) {
-            let mut rows = FilteredRows::new(&mut self.padded, size, row.len() / 2);
-            rows.fill(plane, &row, &mut self.lines);
-            rows.filter(&row, blurred);
+            gaussian.filter(plane, blurred, &mut scratch);
             overshoot(plane, blurred, drawn.amount as f32);
         }
     }

@@ -5,7 +5,7 @@ use crate::support::isa::Isa;
 use sha2::{Digest, Sha256};
 
 /// A picture with smooth and detailed parts.
-fn picture(w: usize, h: usize) -> Vec<u8> {
+pub(super) fn picture(w: usize, h: usize) -> Vec<u8> {
     let value = |x: usize, y: usize, c: usize| {
         let (fx, fy) = (x as f64, y as f64);
         let wave = (fx * 0.21).sin() * (fy * 0.13 + c as f64).cos();
@@ -21,7 +21,7 @@ fn picture(w: usize, h: usize) -> Vec<u8> {
         .collect()
 }
 
-fn recipe(steps: &str) -> Recipe {
+pub(super) fn recipe(steps: &str) -> Recipe {
     Recipe::parse(&format!("steps:\n{steps}"), "test.yml").unwrap()
 }
 
@@ -193,11 +193,11 @@ fn the_bytes_of_recipes_do_not_change() {
             .collect::<String>()
     });
     let expected = [
-        "de6b54ef50d08b42",
-        "3d026a016ece5c37",
+        "bd49559b20d09271",
+        "02d0fbe7aadf1050",
         "033ca8e03f93ca45",
-        "649194dec745c8c4",
-        "6001ebbf36273ff4",
+        "b434fb5d24b20123",
+        "d51dbb353ac35491",
     ];
     assert_eq!(digests.collect::<Vec<_>>(), expected);
 }
@@ -246,6 +246,18 @@ fn sizes_that_do_not_fit_are_refused() {
     ] {
         let result = degrader.apply(HrView::packed(&hr, w, h), &draws, &mut lq[..bytes]);
         assert!(result.unwrap_err().to_string().contains(word), "{word}");
+    }
+    for (x, width, bytes) in [(3, 2, 6), (usize::MAX, 2, 6), (1, 0, 0)] {
+        let part = LqPart {
+            x,
+            y: 0,
+            width,
+            height: 1,
+        };
+        let hr = HrView::packed(&hr, 8, 8);
+        let result = degrader.apply_part(hr, &draws, part, &mut lq[..bytes]);
+        let error = result.unwrap_err().to_string();
+        assert!(error.contains("does not lie in"), "{error}");
     }
     let short = HrView::packed(&hr[..100], 8, 8);
     assert!(degrader.apply(short, &draws, &mut lq[..48]).is_err());

@@ -41,7 +41,7 @@ impl SampleDegrader {
             .map_err(|_| failure::no_memory(bytes as u64, "HR patch"))?;
         hr.resize(bytes, 0);
         Ok(Some(SampleDegrader {
-            patches: PatchDegrader::new(recipe, scale, config.lq_size, largest)?,
+            patches: PatchDegrader::new(recipe, scale, config.lq_size, largest),
             hr,
             seed: config.seed,
             lq_size: config.lq_size,

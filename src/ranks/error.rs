@@ -44,7 +44,8 @@ impl fmt::Display for RankError {
                  hosts is cut",
                 names.join(", ")
             ),
-            RankError::Failed { name, text } => write!(f, "{name} failed: {text}"),
+            // that rank prints its error itself
+            RankError::Failed { name, .. } => write!(f, "{name} has failed and says why"),
             RankError::Left { name } => {
                 write!(f, "{name} has ended while other ranks still train")
             }

@@ -9,7 +9,7 @@ use super::mpi::{Flight, LIBRARY_VARIABLE, Mail, Mpi, open};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Tag of the messages of the training.
@@ -36,9 +36,14 @@ const FINALIZE: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug, PartialEq)]
 enum Word {
     Alive,
+    /// It was asked to stop.
+    Stopping,
     Failed(String),
     /// It needs nothing any more.
-    Left,
+    Left {
+        /// Whether it has given up no exchange, whose messages could still be on their way.
+        whole: bool,
+    },
 }
 
 impl Word {
@@ -47,8 +52,10 @@ impl Word {
         let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut values);
         let (kind, text) = match self {
             Word::Alive => (0, ""),
+            Word::Stopping => (4, ""),
             Word::Failed(text) => (1, text.as_str()),
-            Word::Left => (2, ""),
+            Word::Left { whole: true } => (2, ""),
+            Word::Left { whole: false } => (3, ""),
         };
         let mut length = (bytes.len() - 5).min(text.len());
         while !text.is_char_boundary(length) {
@@ -67,7 +74,8 @@ impl Word {
         match bytes[0] {
             0 => Word::Alive,
             1 => Word::Failed(String::from_utf8_lossy(text).into_owned()),
-            _ => Word::Left,
+            4 => Word::Stopping,
+            kind => Word::Left { whole: kind == 2 },
         }
     }
 }
@@ -90,6 +98,8 @@ struct Shown {
     troubled: AtomicBool,
     /// The ranks with their hosts, once they are known.
     names: Mutex<Vec<String>>,
+    /// Whether the training was asked to stop, once it can be.
+    stop: OnceLock<Arc<AtomicBool>>,
 }
 
 /// The training's end of the thread.
@@ -149,6 +159,12 @@ impl Link {
     /// Sets the names of the ranks for messages.
     pub fn set_names(&self, names: Vec<String>) {
         *lock(&self.shown.names) = names;
+    }
+
+    /// Says to the other ranks when the training was asked to stop, and sets this flag when one of them
+    /// was. So a rank that computes or validates for minutes learns of it within a second or two.
+    pub fn share_stop(&self, stop: Arc<AtomicBool>) {
+        let _ = self.shown.stop.set(stop);
     }
 
     /// Exchanges messages with other ranks.
@@ -247,6 +263,12 @@ struct Peer {
     sent_left: bool,
 }
 
+impl Peer {
+    fn has_left(&self) -> bool {
+        matches!(self.said, Some(Word::Left { .. }))
+    }
+}
+
 /// An exchange in progress.
 struct Pending {
     flight: Flight,
@@ -270,6 +292,8 @@ struct Post {
     trouble: Option<(RankError, Instant)>,
     /// Whether the training knows the trouble and will end by itself.
     trouble_taken: bool,
+    /// Whether an exchange was given up, whose messages may still be on their way.
+    gave_up: bool,
     /// An answer that waits for rank 0's word, until a moment.
     failing: Option<(Sender<bool>, Instant)>,
     leaving: Option<(Sender<Result<(), RankError>>, Instant)>,
@@ -290,6 +314,7 @@ impl Post {
             pending: None,
             trouble: None,
             trouble_taken: false,
+            gave_up: false,
             failing: None,
             leaving: None,
         }
@@ -355,6 +380,7 @@ impl Post {
                 Err(error) => {
                     let error = RankError::Library(format!("{error:#}"));
                     self.trouble_taken = true;
+                    self.gave_up = true;
                     self.troubled(error.clone());
                     let _ = reply.send(Err(error));
                 }
@@ -394,6 +420,11 @@ impl Post {
         // A process that was suspended must not blame the others for the time it has missed.
         let passed = self.last_turn.elapsed().min(WORD_INTERVAL);
         self.last_turn = Instant::now();
+        let stop = self.shown.stop.get();
+        if self.word == Word::Alive && stop.is_some_and(|stop| stop.load(Ordering::Relaxed)) {
+            self.word = Word::Stopping;
+            self.last_words = None;
+        }
         let due = self
             .last_words
             .is_none_or(|last| last.elapsed() >= WORD_INTERVAL);
@@ -416,8 +447,7 @@ impl Post {
     }
 
     fn listen(&mut self, peer: usize, passed: Duration) -> Result<()> {
-        let left = self.peers[peer].said == Some(Word::Left);
-        if left {
+        if self.peers[peer].has_left() {
             return Ok(());
         }
         if self.peers[peer].incoming.is_none() {
@@ -445,6 +475,9 @@ impl Post {
                 text: text.clone(),
             });
         }
+        if let (Some(Word::Stopping), Some(stop)) = (&word, self.shown.stop.get()) {
+            stop.store(true, Ordering::Relaxed);
+        }
         self.peers[peer].said = word;
         Ok(())
     }
@@ -457,7 +490,7 @@ impl Post {
             self.peers[peer].outgoing = Some(flight);
             return Ok(());
         }
-        let last = self.word == Word::Left;
+        let last = matches!(self.word, Word::Left { .. });
         if self.peers[peer].sent_left || !(due || last) {
             return Ok(());
         }
@@ -484,7 +517,7 @@ impl Post {
             }
             // A rank may leave while the last messages are on their way to others.
             Ok(false) if pending.since.elapsed() > GRACE => {
-                let left = |peer: &usize| self.peers[*peer].said == Some(Word::Left);
+                let left = |peer: &usize| self.peers[*peer].has_left();
                 if let Some(peer) = self.others().find(left) {
                     self.troubled(RankError::Left {
                         name: self.name(peer),
@@ -498,6 +531,7 @@ impl Post {
             Some((error, _)) => {
                 let _ = pending.reply.send(Err(error.clone()));
                 self.trouble_taken = true;
+                self.gave_up = true;
             }
             None => self.pending = Some(pending),
         }
@@ -551,27 +585,29 @@ impl Post {
         // A failure is said first: the other ranks must not read that this one has left.
         let heard = self.others().all(|peer| {
             let peer = &self.peers[peer];
-            peer.sent_left || matches!(peer.said, Some(Word::Failed(_) | Word::Left))
+            peer.sent_left || peer.has_left() || matches!(peer.said, Some(Word::Failed(_)))
         });
         if !failed || heard || since.elapsed() >= WORD_INTERVAL {
-            self.word = Word::Left;
+            self.word = Word::Left {
+                whole: !self.gave_up,
+            };
         }
         let done = self.others().all(|peer| {
             let peer = &self.peers[peer];
-            peer.said == Some(Word::Left) && peer.sent_left && peer.outgoing.is_none()
+            peer.has_left() && peer.sent_left && peer.outgoing.is_none()
         });
         let troubled = self.trouble.is_some() || self.trouble_taken;
         if done {
             let _ = reply.send(self.trouble.take().map_or(Ok(()), |(error, _)| Err(error)));
-            // With messages on their way, ending MPI could wait for ever.
-            if !troubled {
+            // With messages on their way, ending MPI could wait for ever. After a refusal that all ranks
+            // have agreed on there are none, and some launchers report a rank that leaves MPI as killed.
+            let whole = Some(Word::Left { whole: true });
+            if !self.gave_up && self.others().all(|peer| self.peers[peer].said == whole) {
                 self.mpi.finalize();
             }
             return true;
         }
-        let all_left = self
-            .others()
-            .all(|peer| self.peers[peer].said == Some(Word::Left));
+        let all_left = self.others().all(|peer| self.peers[peer].has_left());
         if all_left && !troubled && since.elapsed() > GRACE {
             // A rank that was stopped after its last word does not take this one's. Ending without
             // MPI makes the launcher end it.
@@ -624,7 +660,9 @@ mod tests {
     fn words_keep_their_text() {
         for word in [
             Word::Alive,
-            Word::Left,
+            Word::Stopping,
+            Word::Left { whole: true },
+            Word::Left { whole: false },
             Word::Failed(String::new()),
             Word::Failed("a shard is damaged: ä".into()),
         ] {

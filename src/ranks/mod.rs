@@ -20,6 +20,8 @@ use anyhow::{Context, Result, ensure};
 use link::Link;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 /// Default of `--rank-timeout`, seconds.
 pub const USUAL_TIMEOUT: u64 = 120;
@@ -27,6 +29,25 @@ pub const USUAL_TIMEOUT: u64 = 120;
 /// MPICH 4.0.2 took 3 MiB with ranks of one host; libraries for fast networks keep buffers of their
 /// own.
 pub const LIBRARY_BYTES: u64 = 32 << 20;
+
+/// Why a process is alone although a launcher has started several: [`LIBRARY_VARIABLE`] is `off`. `None`
+/// for every other process.
+pub fn switched_off() -> Option<String> {
+    let variable = |name: &str| std::env::var(name).ok();
+    off_under(&variable)
+}
+
+fn off_under(variable: &dyn Fn(&str) -> Option<String>) -> Option<String> {
+    if variable(LIBRARY_VARIABLE).is_none_or(|value| value != "off") {
+        return None;
+    }
+    let launcher = recognise(variable).ok()??;
+    Some(format!(
+        "{} has started several processes, and {LIBRARY_VARIABLE}=off makes each of them train alone: give each a folder of its own (--out), or \
+         unset {LIBRARY_VARIABLE} and they train one network together",
+        launcher.kind.name()
+    ))
+}
 
 /// The exchange of messages between ranks: MPI, or another engine such as NCCL.
 pub trait Exchange {
@@ -138,6 +159,12 @@ impl Ranks {
         let names = (0..ranks.ranks()).map(|rank| ranks.name(rank)).collect();
         ranks.link.set_names(names);
         Ok(Some(ranks))
+    }
+
+    /// Says to the other ranks when this flag is set, and sets it when that of another rank is: all ranks
+    /// stop together, and rank 0 does not finish a validation first.
+    pub fn share_stop(&self, stop: Arc<AtomicBool>) {
+        self.link.share_stop(stop);
     }
 
     /// Whether this is rank 0, which writes and prints.
@@ -352,6 +379,20 @@ mod tests {
         // a quota of 4 cores on a host of 64
         assert_eq!(share_of_cores(4, 64, false, 2), 2);
         assert_eq!(share_of_cores(2, 2, false, 5), 1);
+    }
+
+    #[test]
+    fn processes_of_a_launcher_that_train_alone_are_explained() {
+        let with = |list: &'static [(&str, &str)]| {
+            off_under(&|name| {
+                let found = list.iter().find(|(known, _)| *known == name);
+                found.map(|(_, value)| value.to_string())
+            })
+        };
+        let text = with(&[("PMI_RANK", "1"), ("PMI_SIZE", "2"), ("PARAGON_MPI", "off")]);
+        assert!(text.is_some_and(|text| text.contains("--out") && text.contains("mpirun")));
+        assert_eq!(with(&[("PMI_RANK", "1"), ("PMI_SIZE", "2")]), None);
+        assert_eq!(with(&[("PARAGON_MPI", "off")]), None);
     }
 
     #[test]

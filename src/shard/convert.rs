@@ -65,7 +65,7 @@ impl Worker {
         };
         Ok(Worker {
             geometry,
-            degrader: recipe.map(degrader).transpose()?,
+            degrader: recipe.map(degrader),
             encoder: Encoder::with_lqs(geometry, config.lqs())?,
             resampler: Resampler::new(),
             patches: PatchMaker::default(),

@@ -3,10 +3,9 @@
 //! the recipe and of the draws, and that the buffers of a thread are allocated once, with a size
 //! that [`PatchDegrader::bytes`] gives.
 
-use crate::degrade::{Degrader, Draws, HrView, Recipe};
-use crate::support::failure;
+use crate::degrade::{Degrader, Draws, HrView, LqPart, Recipe};
 use crate::support::rng::key;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use image::RgbImage;
 
 /// The buffers of one thread that makes LQ patches.
@@ -15,8 +14,6 @@ pub(crate) struct PatchDegrader {
     scale: usize,
     /// Context of a patch on each side, LQ pixels.
     context: usize,
-    /// The LQ of a patch with its context.
-    lq: Vec<u8>,
 }
 
 /// A square patch of an LQ image, pixels.
@@ -47,30 +44,21 @@ fn window(recipe: &Recipe, scale: usize, patch: usize, whole: usize) -> usize {
 impl PatchDegrader {
     /// Allocates for LQ patches of up to `lq_size` pixels, cut from HR images with sides of up to
     /// `whole` pixels.
-    ///
-    /// # Errors
-    /// Too little memory.
-    pub fn new(recipe: &Recipe, scale: u32, lq_size: usize, whole: usize) -> Result<PatchDegrader> {
+    pub fn new(recipe: &Recipe, scale: u32, lq_size: usize, whole: usize) -> PatchDegrader {
         let scale = scale as usize;
         let side = window(recipe, scale, lq_size * scale, whole);
-        let mut lq = Vec::new();
-        let bytes = (side / scale).pow(2) * 3;
-        lq.try_reserve_exact(bytes)
-            .map_err(|_| failure::no_memory(bytes as u64, "LQ patch"))?;
-        lq.resize(bytes, 0);
-        Ok(PatchDegrader {
+        PatchDegrader {
             degrader: Degrader::new(recipe, scale, side, side),
             scale,
             context: recipe.margin(scale) / scale,
-            lq,
-        })
+        }
     }
 
     /// Bytes that [`PatchDegrader::new`] allocates.
     pub fn bytes(recipe: &Recipe, scale: u32, lq_size: usize, whole: usize) -> u64 {
         let scale = scale as usize;
         let side = window(recipe, scale, lq_size * scale, whole);
-        recipe.memory(side, side, scale) + ((side / scale).pow(2) * 3) as u64
+        recipe.memory(side, side, scale)
     }
 
     /// Makes an LQ patch of the image `hr`, whose sides are multiples of the scale, and writes it to
@@ -103,15 +91,13 @@ impl PatchDegrader {
             height: h * self.scale,
             stride: hr.width * 3,
         };
-        let lq = self.lq.get_mut(..w * h * 3);
-        let lq = lq.context("a patch is larger than those that its thread was set up for")?;
-        self.degrader.apply(view, draws, lq)?;
-        let rows = lq.chunks_exact(w * 3).skip(patch.y - top);
-        let at = (patch.x - left) * 3;
-        for (row, line) in rows.zip(out.chunks_exact_mut(patch.size * 3)) {
-            line.copy_from_slice(&row[at..at + patch.size * 3]);
-        }
-        Ok(())
+        let part = LqPart {
+            x: patch.x - left,
+            y: patch.y - top,
+            width: patch.size,
+            height: patch.size,
+        };
+        self.degrader.apply_part(view, draws, part, out)
     }
 }
 

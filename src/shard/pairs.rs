@@ -50,7 +50,7 @@ impl<'a> PairReader<'a> {
                 )
             })?;
             let crop = set.manifest().crop() as usize;
-            degrader = Some(PatchDegrader::new(recipe, g.scale, crop, g.hr())?);
+            degrader = Some(PatchDegrader::new(recipe, g.scale, crop, g.hr()));
         }
         Ok(PairReader {
             set,

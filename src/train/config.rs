@@ -6,9 +6,13 @@ use super::{Decay, Schedule};
 use crate::degrade::Recipe;
 use crate::model::{Network, Recompute, StepSpec};
 use crate::plan::{LossKind, OptimizerKind};
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use serde::{Deserialize, Serialize};
+use std::cmp::Reverse;
 use std::sync::Arc;
+
+/// Splits of an iteration that are tried for a message.
+const MOST_SPLITS: usize = 10_000;
 
 /// One loss and its weight.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -71,20 +75,34 @@ impl TrainConfig {
     /// Checks that every one of `ranks` ranks computes as many micro-batches of an iteration.
     ///
     /// # Errors
-    /// The micro-batches cannot be shared; the message names numbers that fit.
+    /// The micro-batches cannot be shared; the message names numbers that fit, and which a stored run
+    /// accepts: it keeps the patches of an iteration.
     pub fn check_ranks(&self, ranks: usize) -> Result<()> {
-        let micro_batches = self.accum_iter;
-        ensure!(
-            micro_batches.is_multiple_of(ranks),
+        let (micro_batches, patches) = (self.accum_iter, self.effective_batch());
+        if micro_batches.is_multiple_of(ranks) {
+            return Ok(());
+        }
+        let splits = (ranks..=patches).step_by(ranks).take(MOST_SPLITS);
+        let nearest = splits
+            .filter(|split| patches.is_multiple_of(*split))
+            .min_by_key(|split| (split.abs_diff(micro_batches), Reverse(*split)));
+        let split = match nearest {
+            Some(split) => format!(
+                "--accum-iter {split} --batch-size {}, which keeps the {patches} patches of an iteration",
+                patches / split
+            ),
+            None => format!(
+                "--accum-iter {} if the run is a new one (a stored run keeps the {patches} patches of an iteration)",
+                micro_batches.next_multiple_of(ranks)
+            ),
+        };
+        let fewer = (1..ranks).filter(|&fewer| micro_batches.is_multiple_of(fewer));
+        let fewer = fewer.max().unwrap_or(1);
+        bail!(
             "an iteration of {micro_batches} micro-batches (--accum-iter) cannot be shared by {ranks} ranks, which compute as many each: give \
-             --accum-iter {}, or start {} ranks",
-            micro_batches.next_multiple_of(ranks),
-            (1..ranks)
-                .rev()
-                .find(|&fewer| micro_batches.is_multiple_of(fewer))
-                .unwrap_or(1)
-        );
-        Ok(())
+             {split}, or start {fewer} rank{}",
+            if fewer == 1 { "" } else { "s" }
+        )
     }
 
     /// Checks that all values are in range, so that wrong ones are refused before the first step.
@@ -220,6 +238,42 @@ impl TrainConfig {
 mod tests {
     use super::*;
     use crate::train::state::tests::config;
+
+    /// The numbers that the message names are accepted, by a stored run as well.
+    #[test]
+    fn advice_on_sharing_an_iteration_can_be_followed() {
+        let split = |batch_size, accum_iter| TrainConfig {
+            batch_size,
+            accum_iter,
+            ..config()
+        };
+        for (batch_size, accum_iter, ranks, advice) in [
+            (16, 3, 2, "--accum-iter 4 --batch-size 12"),
+            (8, 1, 4, "--accum-iter 4 --batch-size 2"),
+            (4, 6, 4, "--accum-iter 8 --batch-size 3"),
+            (1, 8, 3, "--accum-iter 9 if the run is a new one"),
+        ] {
+            let run = split(batch_size, accum_iter);
+            let error = run.check_ranks(ranks).unwrap_err().to_string();
+            assert!(error.contains(advice), "{error}");
+            let number = |flag: &str| -> Option<usize> {
+                let mut words = error.split([' ', ',']);
+                words.find(|word| *word == flag)?;
+                words.next()?.parse().ok()
+            };
+            let advised = split(
+                number("--batch-size").unwrap_or(batch_size),
+                number("--accum-iter").unwrap(),
+            );
+            advised.check_ranks(ranks).unwrap();
+            if number("--batch-size").is_some() {
+                assert_eq!(run.changes(&advised).obstacles, [""; 0]);
+            }
+            let fewer = error.split("or start ").nth(1).unwrap();
+            let fewer = fewer.split(' ').next().unwrap().parse().unwrap();
+            run.check_ranks(fewer).unwrap();
+        }
+    }
 
     #[test]
     fn an_iteration_that_cannot_be_counted_is_refused() {

@@ -7,6 +7,7 @@ use super::state_files::newest_state;
 use super::{Level, OpenLine, Report, RunOptions, State, TrainConfig};
 use crate::loader::Sources;
 use crate::model::{Network, Pretrained, Purpose, locate, read_pretrained_or_network};
+use crate::ranks;
 use crate::support::lock::{FolderLock, lock_folder};
 use anyhow::{Result, anyhow, bail, ensure};
 use std::path::Path;
@@ -28,7 +29,12 @@ impl StartState {
 
 /// Locks the folder of a run: two processes would overwrite each other's states.
 pub(super) fn lock(out: &Path, report: &Report<'_>) -> Result<FolderLock> {
-    let (lock, warning) = lock_folder(out, "another process is training in")?;
+    let busy = "another process is training in";
+    let busy = match ranks::switched_off() {
+        Some(why) => format!("{why}; {busy}"),
+        None => busy.to_string(),
+    };
+    let (lock, warning) = lock_folder(out, &busy)?;
     warning
         .iter()
         .for_each(|warning| report(Level::Warning, warning));

@@ -264,9 +264,43 @@ fn ranks_that_were_started_differently_are_refused() {
         ],
     );
     // a rank that fails alone
-    pair(usual, words(&dir.path().join("missing"), &out, &[]))
-        .refused(1, &["rank 1 (", "failed: ", "missing"]);
+    let ran = pair(usual, words(&dir.path().join("missing"), &out, &[]));
+    assert_eq!(ran.stderr.matches("failed: ").count(), 1, "{}", ran.stderr);
+    ran.refused(
+        1,
+        &["rank 1 (", "failed: ", "missing", "has failed and says why"],
+    );
     assert!(!out.exists());
+}
+
+/// All ranks refuse the same thing, end MPI, and say it once.
+#[test]
+fn a_refusal_that_all_ranks_agree_on_is_said_once() {
+    let (dir, set) = set();
+    for launcher in launchers() {
+        let out = dir.path().join(launcher);
+        let ran = ranks(launcher, 2, &set, &out, &[("--accum-iter", "3")]);
+        let said = ran.stderr.matches("cannot be shared by 2 ranks").count();
+        assert_eq!(said, 1, "{launcher}: {}", ran.stderr);
+        ran.refused(1, &["--accum-iter 4 if the run is a new one"]);
+        assert!(!out.exists());
+    }
+}
+
+#[test]
+fn two_runs_without_ranks_do_not_share_a_folder() {
+    let (dir, set) = set();
+    let out = dir.path().join("run");
+    fs::create_dir(&out).unwrap();
+    let lock = fs::File::create(out.join(".lock")).unwrap();
+    lock.lock().unwrap();
+    let mut command = paragon(&words(&set, &out, &[]));
+    let of_launcher = [("PMI_RANK", "1"), ("PMI_SIZE", "2"), ("PARAGON_MPI", "off")];
+    let ran: Ran = command.envs(of_launcher).output().unwrap().into();
+    ran.refused(
+        1,
+        &["PARAGON_MPI=off", "another process is training in", "--out"],
+    );
 }
 
 #[test]

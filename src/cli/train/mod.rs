@@ -10,7 +10,7 @@ use anyhow::{Result, bail, ensure};
 use output::Output;
 use paragon::config::{KEYS, Settings, Value, docs};
 use paragon::loader::{Sources, window_advice};
-use paragon::ranks::{Exchange, Ranks, USUAL_TIMEOUT};
+use paragon::ranks::{Exchange, RankError, Ranks, USUAL_TIMEOUT};
 use paragon::shard::reader::Io;
 use paragon::support::text::one_line;
 use paragon::sys::stop_flag;
@@ -92,12 +92,13 @@ fn leave(ranks: &Ranks, outcome: Result<bool>) -> bool {
         Ok(stopped) => stopped,
         Err(error) => {
             if ranks.fail(&error) {
-                let name = if ranks.is_first() {
-                    String::new()
+                let own = RankError::of(&error).is_none();
+                let who = if own && !ranks.is_first() {
+                    format!("{} failed: ", ranks.name(ranks.rank()))
                 } else {
-                    format!("{}: ", ranks.name(ranks.rank()))
+                    String::new()
                 };
-                flags::tell_error(format_args!("{name}error: {error:#}"));
+                flags::tell_error(format_args!("error: {who}{error:#}"));
             }
             let _ = ranks.leave();
             std::process::exit(1)
@@ -154,6 +155,9 @@ fn run_as(args: &Args, ranks: Option<&Ranks>) -> Result<bool> {
     // Launchers, schedulers and terminals signal a rank one after the other for one stop.
     let grace = Duration::from_secs(if ranks.is_some() { 2 } else { 0 });
     let stop = stop_flag(STOPPED, grace)?;
+    if let Some(ranks) = ranks {
+        ranks.share_stop(stop.clone());
+    }
     let validation = validation_images(output, &settings, &data);
     let effective = effective(
         output,

@@ -138,7 +138,7 @@ fn a_patch_is_made_from_what_surrounds_it() {
         let image = image.to_rgb8();
         let (w, h) = (image.width() & !1, image.height() & !1);
         let image = image::imageops::crop_imm(&image, 0, 0, w, h).to_image();
-        let mut patches = PatchDegrader::new(&recipe(), 2, 16, usize::MAX).unwrap();
+        let mut patches = PatchDegrader::new(&recipe(), 2, 16, usize::MAX);
         let pixels = HrPixels {
             pixels: image.as_raw(),
             width: w as usize,

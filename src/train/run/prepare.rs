@@ -164,6 +164,10 @@ impl Preparation<'_> {
             self.config.accum_iter,
             ranks.library()
         ));
+        // some launchers name a process that was killed by its number only
+        for rank in 0..ranks.ranks() {
+            self.info(&format!("  {}", ranks.name(rank)));
+        }
         Ok(())
     }
 
