@@ -1,13 +1,16 @@
-"""The modelled time of a training step of every network by the plain kernels, from the plan alone: `scripts/kernel_costs.py --networks`.
+#!/usr/bin/env python3
+"""The modelled time of a training step of every network by the plain kernels, from the plan alone: `scripts/kernel_costs.py --networks`, or where
+its packages are missing `scripts/network_costs.py [PARAGON]`.
 
 For every kind of operation `paragon plan --device cuda --json` states the least bytes, the multiply-adds, the workspaces and the launches. An
 operation takes the longer of its arithmetic and its bytes, and a pause for every launch:
   * arithmetic: two operations a multiply-add, at the share of the card's f32 peak in SHARES (docs/cuda.md derives those of convolutions);
   * bytes: every input once, every output once, and every workspace once in each direction, at the bandwidth of a copy.
-What a cache saves, and what a kernel reads more than once (halos, keys of a window), is not in the model.
+Operations that a block runs again for its backward pass have their bytes and launches counted, but not their arithmetic. What a cache saves, and what a kernel reads more than once (halos, keys of a window), is not in the model.
 """
 import json
 import subprocess
+import sys
 import typing
 
 
@@ -31,7 +34,7 @@ NETWORKS = [
 # Microseconds between two launches of a graph.
 PAUSE = 1.2
 # Share of the peak that an operation's arithmetic reaches; OTHER where nothing was derived.
-SHARES = {"convolution": 0.68, "convolution, backward": 0.63}
+SHARES = {"conv 3x3": 0.68, "conv 3x3, backward": 0.63}
 OTHER = 0.5
 
 
@@ -85,3 +88,7 @@ def print_table(paragon, precision, step):
     for name, total, cost in longest:
         parts = "; ".join(f"{kind['operation']}, {kind['count']}, {100 * seconds / total:.0f} %" for seconds, kind in cost)
         print(f"| {name} | {parts} |")
+
+
+if __name__ == "__main__":
+    print_table(*(sys.argv[1:] or ["paragon"]), "f32", (128, 16))
