@@ -253,14 +253,14 @@ fn pro_upscales_on_the_device_as_on_the_cpu_as_a_whole() {
     let case = &CASES[5];
     follows_the_cpu(case);
     let place = Place::new(|dir| case.write(dir));
-    picture(60, 40, 5).save(place.path("in.png")).unwrap();
-    let words = |device| [&["--device", device][..], &["--tile", "24"]];
-    let Some(ran) = place.upscale(("in.png", "out.png"), &words("cuda"), &[]) else {
+    picture(50, 32, 5).save(place.path("in.png")).unwrap();
+    let words: [&[&str]; 2] = [CUDA, &["--tile", "24"]];
+    let Some(ran) = place.upscale(("in.png", "out.png"), &words, &[]) else {
         return;
     };
     ran.refused(1, &["in stages", "run on the CPU only", "--device cpu"]);
     // the image does not fit on the device: a named one refuses it, and auto takes the CPU
-    let small = [("FAKE_CUDA_MEMORY", "341000000")];
+    let small = [("FAKE_CUDA_MEMORY", "345000000")];
     let refused = place
         .upscale(("in.png", "out.png"), &[CUDA], &small)
         .unwrap();
@@ -278,7 +278,7 @@ fn pro_upscales_on_the_device_as_on_the_cpu_as_a_whole() {
     assert!(place.result("out.png") == place.result("cpu.png"));
     // not more than the image of a folder that is too large
     std::fs::create_dir(place.path("folder")).unwrap();
-    picture(60, 40, 5)
+    picture(50, 32, 5)
         .save(place.path("folder/large.png"))
         .unwrap();
     picture(8, 8, 5)
@@ -390,7 +390,7 @@ fn types_and_limits_that_cannot_be_are_refused() {
 #[test]
 fn tiles_fit_the_memory_that_is_allowed() {
     let place = Place::new(|dir| model(dir));
-    picture(200, 21, 1).save(place.path("in.png")).unwrap();
+    picture(200, 70, 1).save(place.path("in.png")).unwrap();
     let run = |vram: &str, out: &str| -> Option<(Vec<u64>, u64)> {
         let words: [&[&str]; 2] = [CUDA, &["--json", "--vram", vram]];
         let json = place.upscale(("in.png", out), &words, &[])?.ok().stdout;
@@ -404,7 +404,7 @@ fn tiles_fit_the_memory_that_is_allowed() {
     let Some((whole, bytes)) = run("1G", "whole.png") else {
         return;
     };
-    assert_eq!(whole, [200, 21]);
+    assert_eq!(whole, [200, 70]);
     // 64 MiB are in use before the arena is made
     let allowed = (64 << 20) + bytes * 6 / 10;
     let (tile, less) = run(&allowed.to_string(), "tiles.png").unwrap();
@@ -519,11 +519,9 @@ fn a_lost_device_ends_the_work_and_leaves_whole_results() {
         assert!(said.contains(&format!("{} images", 6 - whole)), "{said}");
         std::fs::remove_dir_all(place.path("lost")).unwrap();
     }
-    let base = [
-        &["eval", text(&place.path("good")), "-m", text(&place.model)],
-        CUDA,
-    ]
-    .concat();
+    let good = place.path("good");
+    let base = ["eval", text(&good), "-m", text(&place.model)];
+    let base = [&base[..], CUDA].concat();
     let lost = [("FAKE_CUDA_FAIL", "kernel:12:719")];
     let ran = with_driver(&base, &lost).unwrap();
     ran.refused(1, &["the GPU is lost", "Xid"]);
