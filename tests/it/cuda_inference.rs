@@ -315,13 +315,15 @@ fn nano_in_halves_is_near_f32_and_does_not_depend_on_tiles() {
     }
 }
 
+/// Words of the command line, variables that describe the card, and words of the answer.
+type Refusal<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], &'a [&'a str]);
+
 #[test]
 fn types_and_limits_that_cannot_be_are_refused() {
-    let place = Place::new(|dir| model(dir));
+    let place = Place::new(model);
     picture(9, 8, 1).save(place.path("in.png")).unwrap();
     let none = [("FAKE_CUDA_DEVICES", "0")];
-    let no_words: &[&str] = &[];
-    let cases: [(&[&str], &[(&str, &str)], &[&str]); 8] = [
+    let cases: [Refusal; 8] = [
         (CUDA, &none, &["finds no device", "--device cpu"]),
         (&["--device", "cuda:2"], &[], &["cuda:2", "finds 1"]),
         (
@@ -360,7 +362,7 @@ fn types_and_limits_that_cannot_be_are_refused() {
         ),
     ];
     for (words, card, expected) in cases {
-        let Some(ran) = place.upscale(("in.png", "out.png"), &[words, no_words], card) else {
+        let Some(ran) = place.upscale(("in.png", "out.png"), &[words], card) else {
             return;
         };
         ran.refused(1, expected);
@@ -389,7 +391,7 @@ fn types_and_limits_that_cannot_be_are_refused() {
 
 #[test]
 fn tiles_fit_the_memory_that_is_allowed() {
-    let place = Place::new(|dir| model(dir));
+    let place = Place::new(model);
     picture(200, 70, 1).save(place.path("in.png")).unwrap();
     let run = |vram: &str, out: &str| -> Option<(Vec<u64>, u64)> {
         let words: [&[&str]; 2] = [CUDA, &["--json", "--vram", vram]];
@@ -418,7 +420,7 @@ fn tiles_fit_the_memory_that_is_allowed() {
 /// A folder, with several threads: names and results are those of one thread.
 #[test]
 fn a_folder_has_the_same_results_for_any_number_of_threads() {
-    let place = Place::new(|dir| model(dir));
+    let place = Place::new(model);
     std::fs::create_dir(place.path("folder")).unwrap();
     for i in 0..7 {
         let name = place.path(&format!("folder/p{i}.png"));
@@ -477,7 +479,7 @@ fn a_folder_has_the_same_results_for_any_number_of_threads() {
 
 #[test]
 fn a_lost_device_ends_the_work_and_leaves_whole_results() {
-    let place = Place::new(|dir| model(dir));
+    let place = Place::new(model);
     std::fs::create_dir(place.path("folder")).unwrap();
     for i in 0..6 {
         let name = place.path(&format!("folder/p{i}.png"));
@@ -529,7 +531,7 @@ fn a_lost_device_ends_the_work_and_leaves_whole_results() {
 
 #[test]
 fn networks_are_measured_on_the_device_as_on_the_cpu() {
-    let place = Place::new(|dir| model(dir));
+    let place = Place::new(model);
     let compact = CASES[2].write(place.dir.path());
     let pictures = place.path("pictures");
     std::fs::create_dir(&pictures).unwrap();
