@@ -116,7 +116,7 @@ def measure(a):
         times.append(time.perf_counter() - start)
     theirs = sorted(times[1:])[a.runs // 2]
     net = dict(written["network"])
-    bench = [a.paragon, "bench", "upscale", "--network", net.pop("arch"), "--scale", str(net.pop("scale")), "--size", str(a.size)]
+    bench = [a.paragon, "bench", "upscale", "--device", "cpu", "--network", net.pop("arch"), "--scale", str(net.pop("scale")), "--size", str(a.size)]
     bench += ["--threads", str(a.threads), "--pictures", str(a.runs), "--json"]
     for name, value in net.items():
         bench += ["--network-set", f"{name}={json.dumps(value).strip(chr(34))}"]

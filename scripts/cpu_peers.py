@@ -118,7 +118,7 @@ class Program:
 
     def image(self, network, a, size, more):
         """Seconds, MiB of anonymous memory, and the share of the FMA peak. `more`: further arguments."""
-        found = self.bench("upscale", network, ["--scale", str(a.scale), "--size", str(size), "--threads", str(a.threads), *more])
+        found = self.bench("upscale", network, ["--device", "cpu", "--scale", str(a.scale), "--size", str(size), "--threads", str(a.threads), *more])
         return {"seconds": found["seconds"], "mb": (found["anonymous_bytes"] or 0) >> 20, "share_of_peak": found["share_of_peak"]}
 
 

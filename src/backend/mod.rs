@@ -2,6 +2,7 @@
 //! on the plan alone: a backend knows nothing of shards, the loader or the networks. Promises that
 //! a backend allocates exactly the plan's arena, once.
 
+mod choice;
 pub mod cpu;
 pub mod cuda;
 mod error;
@@ -10,6 +11,7 @@ mod lent;
 #[doc(hidden)]
 pub mod selftest;
 
+pub use choice::DeviceChoice;
 pub use cuda::{CONTEXT_ESTIMATE, CudaSizing, DRIVER_HOST_ESTIMATE};
 pub use error::Error;
 

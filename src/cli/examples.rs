@@ -289,10 +289,16 @@ const EXAMPLES: &[Examples] = &[
     ),
     (
         &["bench", "upscale"],
-        &[(
-            "paragon bench upscale --network span --scale 4 --size 512",
-            "seconds for an image",
-        )],
+        &[
+            (
+                "paragon bench upscale --network span --scale 4 --size 512",
+                "seconds for an image",
+            ),
+            (
+                "paragon bench upscale --device cuda --precision bf16",
+                "on a GPU, in halves",
+            ),
+        ],
     ),
     (
         &["selftest"],
@@ -352,6 +358,10 @@ const EXAMPLES: &[Examples] = &[
             (
                 "paragon upscale Photos Large -m 4x_model.pth --format webp",
                 "a folder and those below it",
+            ),
+            (
+                "paragon upscale Photos Large -m runs/try1 --device cuda --vram 6G",
+                "on the GPU, in at most 6 GiB of its memory",
             ),
         ],
     ),

@@ -9,6 +9,7 @@ mod cuda_details;
 mod data;
 mod degrade;
 mod demo;
+mod device;
 mod eval;
 mod examples;
 mod export;
@@ -33,10 +34,11 @@ mod train;
 mod upscale;
 mod usage;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use device::InferencePlace;
 use paragon::backend::cpu::{Bf16Unit, CpuOptions, Isa};
-use paragon::inference::upscale::Upscaler;
+use paragon::inference::upscale::{DeviceFit, ImageKind, Upscaler};
 use paragon::model::{LoadedModel, Purpose, load_model, locate};
 use paragon::support::budget::Budget;
 use std::ffi::OsString;
@@ -78,9 +80,11 @@ enum Command {
 struct ModelArgs {
     #[command(flatten)]
     hints: recipe::HintFlags,
+    #[command(flatten)]
+    device: device::DeviceArgs,
     /// Side of a tile in LQ pixels; the result does not depend on it [default: 288, more for
     /// networks that see far; one that looks at the whole image (Pro) is given all of it, or if
-    /// memory is short tiles of 384, with temporary files]
+    /// memory is short tiles of 384, with temporary files; on a GPU the largest up to 1024 that fit]
     #[arg(long, value_name = "PIXELS", value_parser = flags::count(flags::MAX_SIDE))]
     tile: Option<usize>,
     /// Take each tile for the whole image, for a network that looks at the whole image (Pro): this is
@@ -92,7 +96,8 @@ struct ModelArgs {
     /// system]
     #[arg(long, value_name = "DIR")]
     scratch: Option<PathBuf>,
-    /// Threads [default: one for each core]
+    /// Threads that compute, or with a GPU those that decode and encode images [default: one for each
+    /// core]
     #[arg(long, value_name = "N", value_parser = flags::count(flags::MAX_COMPUTE_THREADS))]
     threads: Option<usize>,
     /// Most memory to use (512M, 2G); work that needs more is refused before it starts [default:
@@ -106,9 +111,14 @@ impl ModelArgs {
         Budget::new(self.host_memory)
     }
 
+    /// Opens the device.
+    fn place(&self) -> Result<InferencePlace> {
+        self.device.open(CpuOptions::new(self.threads.unwrap_or(0)))
+    }
+
     /// Reads the network of a file or of a run's folder, and says which one was taken if there was a
     /// choice. Temporary files are in --scratch, or else in the folder `scratch`.
-    fn upscaler(&self, model: &Path, scratch: &Path) -> Result<Upscaler> {
+    fn upscaler(&self, place: &InferencePlace, model: &Path, scratch: &Path) -> Result<Upscaler> {
         let scratch = self.scratch.clone().unwrap_or_else(|| scratch.into());
         let located = locate(model, Purpose::Model)?;
         located.note.iter().for_each(flags::tell);
@@ -137,28 +147,64 @@ impl ModelArgs {
             )),
             (false, _) => {}
         }
-        let (options, tile) = (
-            CpuOptions::new(self.threads.unwrap_or(0)),
-            self.tile.unwrap_or(0),
-        );
-        if self.approximate_tiles {
-            return Upscaler::approximate(net, params, options, tile);
+        let (tiles, tile) = (place.tiles(), self.tile.unwrap_or(0));
+        let approximate = self.approximate_tiles;
+        let mut upscaler = match approximate {
+            true => Upscaler::approximate(net, params, tiles, tile)?,
+            false => Upscaler::new(net, params, tiles, tile)?,
+        };
+        let in_stages = looks_at_all && self.tile.is_some() && !approximate;
+        let usable = upscaler.check_device().and_then(|()| {
+            ensure!(
+                upscaler.device().is_none() || !in_stages,
+                "--tile computes a network that looks at the whole image in stages, and these run on the \
+                 CPU only; leave it out, or give --device cpu, or --approximate-tiles (the result then \
+                 differs)"
+            );
+            Ok(())
+        });
+        if let Err(error) = usable {
+            upscaler.use_cpu(place.cpu_instead(error)?, tile)?;
         }
-        let mut upscaler = Upscaler::new(net, params, options, tile)?;
-        if self.tile.is_some() && self.may_use_stages(&upscaler) {
+        if in_stages && upscaler.has_stages() {
             upscaler.use_stages(scratch, tile)?;
         }
         Ok(upscaler)
     }
 
-    /// Whether images that memory cannot hold as a whole can be computed in stages.
-    fn may_use_stages(&self, upscaler: &Upscaler) -> bool {
-        upscaler.has_stages() && !self.approximate_tiles
+    /// Chooses the tiles of images on the GPU, or the CPU if the images do not fit there and the GPU
+    /// was not named, and says what was chosen. On the CPU it does nothing.
+    fn fit(
+        &self,
+        upscaler: &mut Upscaler,
+        place: &InferencePlace,
+        images: &[ImageKind],
+    ) -> Result<Option<DeviceFit>> {
+        let mut images = images.to_vec();
+        let mut too_large = None;
+        if upscaler.device().is_some() && upscaler.takes_whole_images() {
+            images.retain(|&image| match upscaler.check_on_device(image) {
+                Ok(()) => true,
+                Err(error) => {
+                    too_large.get_or_insert(error);
+                    false
+                }
+            });
+        }
+        let fit = match too_large {
+            // with a named GPU, the others are done and these are reported one by one
+            Some(error) if place.may_use_cpu() => Err(error),
+            _ => upscaler.fit_device(&images, self.tile.is_some()),
+        };
+        fit.or_else(|error| {
+            upscaler.use_cpu(place.cpu_instead(error)?, self.tile.unwrap_or(0))?;
+            Ok(None)
+        })
     }
 
     /// How an image could take less memory by its tiles.
     fn smaller_tiles(upscaler: &Upscaler) -> &'static str {
-        if upscaler.takes_whole_images() {
+        if upscaler.takes_whole_images() && upscaler.device().is_none() {
             "give --tile 384 (the network looks at the whole image; in tiles it takes temporary \
              files, and the result is the same)"
         } else {

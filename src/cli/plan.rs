@@ -121,6 +121,22 @@ struct Work {
     multiply_adds: u64,
     /// Kernel launches, on a CUDA device.
     launches: Option<usize>,
+    /// The same by kind of operation, in the order in which the kinds first occur.
+    operations: Vec<WorkOfKind>,
+}
+
+/// What the operations of one kind move and compute in an iteration.
+#[derive(Serialize)]
+struct WorkOfKind {
+    operation: &'static str,
+    count: u64,
+    /// As in [`Work`].
+    bytes: u64,
+    multiply_adds: u64,
+    /// Bytes of workspaces, which the operations write and read besides.
+    workspace: u64,
+    /// Kernel launches, on a CUDA device; those that serve several operations are not counted.
+    launches: u64,
 }
 
 impl Work {
@@ -132,20 +148,38 @@ impl Work {
                 1
             }
         };
-        let floors = (0..plan.ops.len()).map(|at| (plan.floor_of(at), per_iteration(at)));
-        let launches = if place.is_device() {
+        let mut operations: Vec<WorkOfKind> = Vec::new();
+        let mut kinds = Vec::with_capacity(plan.ops.len());
+        for (at, op) in plan.ops.iter().enumerate() {
+            let label = op.label();
+            let found = operations.iter().position(|kind| kind.operation == label);
+            let kind = found.unwrap_or_else(|| {
+                operations.push(WorkOfKind::none(label));
+                operations.len() - 1
+            });
+            kinds.push(kind);
+            let (floor, times) = (plan.floor_of(at), per_iteration(at));
+            let of = &mut operations[kind];
+            of.count += times;
+            of.bytes += times * floor.bytes;
+            of.multiply_adds += times * floor.multiply_adds;
+            of.workspace += times * place.sizing().workspace(op);
+        }
+        let mut launches = None;
+        if place.is_device() {
             let program = lower(plan)?;
-            Some(program.micro.len() * accum_iter + program.update.len())
-        } else {
-            None
-        };
-        let (bytes, multiply_adds) = floors.fold((0, 0), |(b, m), (f, n)| {
-            (b + n * f.bytes, m + n * f.multiply_adds)
-        });
+            launches = Some(program.micro.len() * accum_iter + program.update.len());
+            for op in program.micro.iter().chain(&program.update) {
+                if let Some(at) = op.op {
+                    operations[kinds[at]].launches += per_iteration(at);
+                }
+            }
+        }
         Ok(Work {
-            bytes,
-            multiply_adds,
+            bytes: operations.iter().map(|of| of.bytes).sum(),
+            multiply_adds: operations.iter().map(|of| of.multiply_adds).sum(),
             launches,
+            operations,
         })
     }
 
@@ -158,6 +192,19 @@ impl Work {
             "an iteration moves at least {} and computes {gflop:.2} GFLOP{launches}",
             bytes_text(self.bytes)
         )
+    }
+}
+
+impl WorkOfKind {
+    fn none(operation: &'static str) -> WorkOfKind {
+        WorkOfKind {
+            operation,
+            count: 0,
+            bytes: 0,
+            multiply_adds: 0,
+            workspace: 0,
+            launches: 0,
+        }
     }
 }
 

@@ -15,6 +15,7 @@ use anyhow::{Context, Result, ensure};
 use image::{RgbImage, imageops};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// The highest PSNR that is reported, dB. Equal images (such as an image of one colour and its
 /// bicubic enlargement) have an infinite PSNR, which would make every mean infinite; 100 dB are
@@ -231,7 +232,19 @@ fn pair_from_hr(hr: RgbImage, path: &Path, scale: u32) -> Result<ImagePair> {
     Ok(ImagePair { lq, hr })
 }
 
-/// Most bytes that measuring a pair needs, the program's own included; computed from the headers of
+/// (width, height) of a pair's LQ image, from the headers of its files.
+///
+/// # Errors
+/// When a header cannot be read.
+pub(super) fn lq_size(source: &Source, scale: u32) -> Result<(u32, u32)> {
+    let size = |path: &Path| Ok(read_header(path, &Limits::default())?.size);
+    match &source.lq {
+        Some(path) => size(path),
+        None => size(&source.hr).map(|(w, h)| (w / scale, h / scale)),
+    }
+}
+
+/// Most bytes of host memory that measuring a pair needs, the program's own included; computed from the headers of
 /// its files.
 ///
 /// # Errors
@@ -308,17 +321,123 @@ pub fn evaluate_set(
     each: &mut EachImage,
 ) -> Result<Evaluation> {
     let scale = upscaler.scale();
-    let pairs = (0..set.len()).map(|index| {
-        let name = set.name(index);
-        let place = set.sources().get(index);
-        let place = place.map_or_else(|| name.clone(), |source| source.hr.display().to_string());
-        (name, place, set.pair(index, scale))
-    });
+    let pairs = (0..set.len()).map(|index| set_pair(set, index, scale));
     evaluate_pairs(upscaler, pairs, crop, each)
+}
+
+/// As [`evaluate_set`], by several threads, each with an upscaler of its own that shares a device with
+/// the others. The results are in the order of the set; `each` is called in the order in which they
+/// come, by the calling thread.
+///
+/// # Errors
+/// Those of [`evaluate`].
+pub fn evaluate_set_by(
+    upscalers: Vec<Upscaler>,
+    set: &EvalSet,
+    crop: u32,
+    each: &mut EachImage,
+) -> Result<Evaluation> {
+    let next = AtomicUsize::new(0);
+    let mut found: Vec<(usize, Outcome)> = std::thread::scope(|scope| {
+        // a thread waits until the one before its result was taken, so that few images are in memory
+        let (results, taken) = std::sync::mpsc::sync_channel(0);
+        for mut upscaler in upscalers {
+            let (next, results) = (&next, results.clone());
+            scope.spawn(move || {
+                let scale = upscaler.scale();
+                loop {
+                    let index = next.fetch_add(1, Ordering::Relaxed);
+                    if index >= set.len() {
+                        return;
+                    }
+                    let pair = set_pair(set, index, scale);
+                    // the other side is gone after an error that ends the evaluation
+                    if results
+                        .send((index, measure(&mut upscaler, pair, crop)))
+                        .is_err()
+                    {
+                        return;
+                    }
+                }
+            });
+        }
+        drop(results);
+        let outcomes = taken
+            .into_iter()
+            .map(|(index, measured)| Ok((index, finish(measured, each)?)));
+        outcomes.collect::<Result<_>>()
+    })?;
+    found.sort_by_key(|(index, _)| *index);
+    let mut evaluation = Evaluation::default();
+    found
+        .into_iter()
+        .for_each(|(_, outcome)| evaluation.add(outcome));
+    Ok(evaluation)
 }
 
 /// A pair, or why it could not be read, with its name and its place.
 type LoadedPair = (String, String, Result<(ImagePair, Vec<String>)>);
+
+/// A pair of a set.
+fn set_pair(set: &EvalSet, index: usize, scale: usize) -> LoadedPair {
+    let name = set.name(index);
+    let place = set.sources().get(index);
+    let place = place.map_or_else(|| name.clone(), |source| source.hr.display().to_string());
+    (name, place, set.pair(index, scale))
+}
+
+/// A measured pair with its images, or the name of a pair and why it could not be measured.
+type MeasuredPair = Result<(ImagePair, Measured), (String, anyhow::Error)>;
+
+/// What is kept of a pair.
+type Outcome = Result<ImageResult, NotMeasured>;
+
+fn measure(
+    upscaler: &mut dyn Upscale,
+    (name, place, loaded): LoadedPair,
+    crop: u32,
+) -> MeasuredPair {
+    let measured = loaded.and_then(|(pair, notes)| {
+        let mut measured = evaluate_pair(upscaler, &name, &pair, crop).context(place)?;
+        measured.result.notes = notes;
+        Ok((pair, measured))
+    });
+    measured.map_err(|error| (name, error))
+}
+
+/// Calls `each` with a pair.
+///
+/// # Errors
+/// Errors of the operating system and of a device, and those of `each`.
+fn finish(measured: MeasuredPair, each: &mut EachImage) -> Result<Outcome> {
+    match measured {
+        Ok((pair, measured)) => {
+            each(&measured.result, &measured.ours, &measured.bicubic, &pair)?;
+            Ok(Ok(measured.result))
+        }
+        Err((_, error)) if system_cause(&error).is_some() || is_of_device(&error) => Err(error),
+        Err((name, error)) => Ok(Err(NotMeasured {
+            name,
+            reason: format!("{error:#}"),
+        })),
+    }
+}
+
+/// Whether a device failed, which says nothing about the image.
+fn is_of_device(error: &anyhow::Error) -> bool {
+    use crate::backend::Error as E;
+    let found = error.chain().find_map(|cause| cause.downcast_ref::<E>());
+    matches!(found, Some(E::DeviceLost { .. } | E::Driver { .. }))
+}
+
+impl Evaluation {
+    fn add(&mut self, outcome: Outcome) {
+        match outcome {
+            Ok(result) => self.results.push(result),
+            Err(left_out) => self.left_out.push(left_out),
+        }
+    }
+}
 
 fn evaluate_pairs(
     upscaler: &mut dyn Upscale,
@@ -327,23 +446,8 @@ fn evaluate_pairs(
     each: &mut EachImage,
 ) -> Result<Evaluation> {
     let mut evaluation = Evaluation::default();
-    for (name, place, loaded) in pairs {
-        let measured = loaded.and_then(|(pair, notes)| {
-            let measured = evaluate_pair(upscaler, &name, &pair, crop).context(place)?;
-            Ok((pair, notes, measured))
-        });
-        match measured {
-            Ok((pair, notes, mut measured)) => {
-                measured.result.notes = notes;
-                each(&measured.result, &measured.ours, &measured.bicubic, &pair)?;
-                evaluation.results.push(measured.result);
-            }
-            Err(error) if system_cause(&error).is_some() => return Err(error),
-            Err(error) => evaluation.left_out.push(NotMeasured {
-                name,
-                reason: format!("{error:#}"),
-            }),
-        }
+    for pair in pairs {
+        evaluation.add(finish(measure(upscaler, pair, crop), each)?);
     }
     Ok(evaluation)
 }

@@ -2,7 +2,7 @@
 //! dataset's scan and the reader of shards. Promises that every image of a folder is a pair, is
 //! rejected with a reason, or is counted as left out.
 
-use super::eval::{ImagePair, NotMeasured, load_pair_with_notes, pair_bytes};
+use super::eval::{ImagePair, NotMeasured, load_pair_with_notes, lq_size, pair_bytes};
 use super::upscale::{Upscale, Upscaler};
 use crate::dataset::scan::{LeftOut, ScanOptions, Source, scan};
 use crate::shard::manifest::is_in;
@@ -122,6 +122,18 @@ impl EvalSet {
                 let (lq, hr) = tools::pair(set, index as u64)?;
                 Ok((ImagePair { lq, hr }, Vec::new()))
             }
+        }
+    }
+
+    /// (width, height) of the LQ images for networks of a scale, from the headers; without those of
+    /// headers that cannot be read, which are reported when they are measured.
+    pub fn lq_sizes(&self, scale: usize) -> Vec<(u32, u32)> {
+        match &self.pairs {
+            Pairs::Images(sources) => {
+                let sizes = sources.iter().map(|source| lq_size(source, scale as u32));
+                sizes.filter_map(Result::ok).collect()
+            }
+            Pairs::Shards(set) => vec![(set.lq_size(), set.lq_size())],
         }
     }
 

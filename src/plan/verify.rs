@@ -249,10 +249,12 @@ impl PlanData {
             let needed = sizing.prepared(op);
             room("prepared weights", op, bytes(op.prepared()), needed)?;
         }
-        require(bytes(self.ports.scalars) >= sizing.scalar_bytes(), &|| {
-            "it has no block of scalars".to_string()
-        })?;
         let (trains, second) = (!self.update.is_empty(), self.ports.next_batch.is_some());
+        // inference reads no scalars
+        require(
+            !trains || bytes(self.ports.scalars) >= sizing.scalar_bytes(),
+            &|| "it has no block of scalars".to_string(),
+        )?;
         require(
             second || !trains || self.batch.is_none() || !sizing.copies_ahead(),
             &|| "it has no second place for a batch".to_string(),

@@ -3,47 +3,12 @@
 //! named is used or refused, and never replaced by another one.
 
 use super::DevicePlace;
-use crate::backend::Backend;
-use crate::backend::CudaSizing;
 use crate::backend::cpu::{CpuBackend, CpuOptions};
-use crate::backend::cuda::{CudaBackend, Device, device_count};
+use crate::backend::cuda::{CudaBackend, Device, RESERVED_BYTES, device_count};
+use crate::backend::{Backend, CudaSizing, DeviceChoice};
 use crate::plan::{Plan, Precision};
 use anyhow::Result;
-use std::str::FromStr;
 use std::sync::Arc;
-
-/// The device that the user asked for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum DeviceChoice {
-    /// The first CUDA device, or the CPU if there is none.
-    #[default]
-    Auto,
-    /// The CPU.
-    Cpu,
-    /// A CUDA device by number.
-    Cuda(usize),
-}
-
-impl FromStr for DeviceChoice {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "auto" => Ok(DeviceChoice::Auto),
-            "cpu" => Ok(DeviceChoice::Cpu),
-            "cuda" => Ok(DeviceChoice::Cuda(0)),
-            _ => {
-                let number = text.strip_prefix("cuda:").and_then(|n| n.parse().ok());
-                number.map(DeviceChoice::Cuda).ok_or_else(|| {
-                    format!("'{text}' is no device; known are auto, cpu, cuda and cuda:N")
-                })
-            }
-        }
-    }
-}
-
-/// Device memory that is left to other programs and the driver if no limit is given, bytes.
-const RESERVE: u64 = 256 << 20;
 
 /// The opened device of a run.
 pub struct OpenedDevice {
@@ -118,7 +83,7 @@ impl OpenedDevice {
         };
         Ok(OpenedDevice {
             place,
-            vram: Some((in_use + free).saturating_sub(RESERVE)),
+            vram: Some((in_use + free).saturating_sub(RESERVED_BYTES)),
             device: Some(device),
             cpu,
         })
@@ -143,27 +108,5 @@ impl OpenedDevice {
             Some(device) => Box::new(CudaBackend::new(device, plan)?),
             None => Box::new(CpuBackend::new(plan, self.cpu)?),
         })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn devices_are_named_as_users_write_them() {
-        for (text, device) in [
-            ("auto", DeviceChoice::Auto),
-            ("cpu", DeviceChoice::Cpu),
-            ("cuda", DeviceChoice::Cuda(0)),
-            ("cuda:3", DeviceChoice::Cuda(3)),
-        ] {
-            assert_eq!(text.parse(), Ok(device));
-        }
-        assert!(
-            ["gpu", "cuda:", "cuda:-1", "cuda:x"]
-                .iter()
-                .all(|t| t.parse::<DeviceChoice>().is_err())
-        );
     }
 }

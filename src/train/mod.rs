@@ -25,9 +25,10 @@ mod transcript;
 mod validation;
 mod validation_set;
 
+pub use crate::backend::DeviceChoice;
 pub use changes::{RecipeChanges, RecipeSetting};
 pub use config::{LossTerm, TrainConfig};
-pub use device::{DeviceChoice, OpenedDevice};
+pub use device::OpenedDevice;
 pub use fit::{Fit, FitChoice, Fitted, Remedy};
 pub use folder::state_path;
 pub use keeping::{BestNetwork, MeasuredOn};

@@ -206,7 +206,10 @@ fn training_on_the_device_follows_the_cpu_and_resumes_to_the_same_bits() {
     assert!(
         said.contains("fiber GPU (sm_86), f32, the step as one graph")
             && said.contains("(measured)")
-            && said.contains("pinned"),
+            && said.contains("pinned")
+            // validation runs on the device too
+            && !said.contains("no scores")
+            && said.contains("PSNR"),
         "{said}"
     );
     let (cpu, _) = train(
@@ -721,6 +724,14 @@ fn gpu_check_runs_without_a_gpu() {
     ] {
         assert!(text.contains(what), "{what}: {text}");
     }
+    // a network by itself
+    let output = run(&["--only", "networks,compact"], &[]).unwrap();
+    let text = said(&output);
+    assert!(
+        output.status.success() && text.contains("compact, f32: ") && !text.contains("span"),
+        "{text}"
+    );
+    assert!(text.contains("ms an image of 8 x 8"), "{text}");
     // nothing is timed where the selftest cannot run
     let args = ["--only", "selftest,steps"];
     let fail = [("FAKE_CUDA_FAIL", "cuModuleLoadData:1:222")];

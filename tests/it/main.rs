@@ -13,6 +13,7 @@ mod common;
 mod config_cli;
 mod cuda_driver;
 mod cuda_golden;
+mod cuda_inference;
 mod dataset_decode;
 mod dataset_scan;
 mod dataset_synth;

@@ -7,6 +7,7 @@ use super::batch::BatchPlace;
 use super::device::{Device, Memory};
 use super::driver::{Call, settle};
 use super::launch::{Launch, Program};
+use super::launching::StepGraph;
 use super::lower::{lower, lower_range};
 use super::module::Module;
 use super::resources::{KernelResources, carveout, listed};
@@ -16,7 +17,7 @@ use crate::backend::{Backend, BatchView, Error, LentBackend, Scalars, StepMetric
 use crate::plan::{BufferId, METRICS, Plan};
 use crate::sys::host_memory::{Fence, HostBlock};
 use anyhow::Result;
-use cudarc::driver::{CudaEvent, CudaGraph, result};
+use cudarc::driver::{CudaEvent, result};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -43,7 +44,7 @@ pub struct CudaBackend {
     pub(super) current: usize,
     /// The launches of the optimizer, and the same captured.
     pub(super) update: Vec<Launch>,
-    pub(super) update_graph: Option<CudaGraph>,
+    pub(super) update_graph: Option<StepGraph>,
     /// The launch that set the device's block of scalars last.
     pub(super) scalars: Option<Launch>,
     /// The metrics of the last update; `None` before the first.
@@ -65,7 +66,12 @@ impl CudaBackend {
         Ok(backend)
     }
 
-    fn load(
+    /// Loads a plan into memory that is there already, from the address `base` on. Its launches are
+    /// not captured.
+    ///
+    /// # Errors
+    /// Those of [`CudaBackend::new`], but for the memory.
+    pub(super) fn load(
         device: &Arc<Device>,
         plan: Plan,
         memory: Arc<Memory>,
@@ -265,7 +271,7 @@ impl Backend for CudaBackend {
         self.device.bind()?;
         self.set_scalars(scalars)?;
         if let Some(graph) = &self.places[self.current].graph {
-            graph.launch().call("launch a step")?;
+            graph.0.launch().call("launch a step")?;
         } else {
             self.launch(&self.places[self.current].launches)?;
         }
@@ -289,7 +295,7 @@ impl Backend for CudaBackend {
         self.device.bind()?;
         self.set_scalars(scalars)?;
         match &self.update_graph {
-            Some(graph) => graph.launch().call("launch the optimizer")?,
+            Some(graph) => graph.0.launch().call("launch the optimizer")?,
             None => self.launch(&self.update)?,
         }
         let id = self

@@ -5,11 +5,12 @@
 use super::device::Device;
 use super::driver::{Call, bind_to_release, settle};
 use super::launch::Launch;
+use super::launching::StepGraph;
 use crate::backend::BatchView;
 use crate::plan::{BatchLayout, BufferId, PlanData};
 use crate::sys::host_memory::Fence;
 use anyhow::Result;
-use cudarc::driver::{CudaEvent, CudaGraph, result};
+use cudarc::driver::{CudaEvent, result};
 
 /// Where a staged batch is kept on the device: the next batch is copied to one place while the step
 /// reads the other.
@@ -23,7 +24,7 @@ pub(super) struct BatchPlace {
     /// The launches of a micro-batch that reads it.
     pub launches: Vec<Launch>,
     /// The same, captured.
-    pub graph: Option<CudaGraph>,
+    pub graph: Option<StepGraph>,
 }
 
 /// A fence that passes when a copy from host memory is done. Dropping it waits, so that memory that

@@ -25,6 +25,9 @@ const LARGEST_COPY: u64 = 256 << 20;
 /// then be that of a cache.
 const SMALLEST_COPY: u64 = 32 << 20;
 
+/// Device memory that is left to other programs and the driver if no limit is given, bytes.
+pub const RESERVED_BYTES: u64 = 256 << 20;
+
 /// The speed of the device's memory.
 #[derive(Clone, Copy, Debug)]
 pub struct CopySpeed {
@@ -241,6 +244,37 @@ impl Device {
         Ok(((total - free) as u64, free as u64))
     }
 
+    /// Bytes that an arena for kernels of this type may take: what is left of `limit`, which counts
+    /// the memory that is in use already, or of the card's memory without [`RESERVED_BYTES`].
+    ///
+    /// # Errors
+    /// When the kernels cannot be loaded, or nothing is left.
+    pub fn room(&self, precision: Precision, limit: Option<u64>) -> Result<u64> {
+        let (in_use, free) = self.prepare(&[precision])?;
+        let room = match limit {
+            Some(limit) => limit.saturating_sub(in_use).min(free),
+            None => free.saturating_sub(RESERVED_BYTES),
+        };
+        ensure!(
+            room > 0,
+            Error::OutOfMemory(match limit {
+                Some(limit) => format!(
+                    "--vram allows {} and {} of {} are in use already; allow more, or close other programs",
+                    bytes_text(limit),
+                    bytes_text(in_use),
+                    self.name
+                ),
+                None => format!(
+                    "{} has {} of memory free, of which {} stay free for the driver and other programs; close other programs, or name a limit with --vram",
+                    self.name,
+                    bytes_text(free),
+                    bytes_text(RESERVED_BYTES)
+                ),
+            })
+        );
+        Ok(room)
+    }
+
     /// The speed of a large copy inside the device's memory. The least bytes of a step divided by
     /// it are the least time that the step can take, unless they fit the card's cache.
     ///
@@ -371,20 +405,31 @@ pub(super) struct Memory {
 }
 
 impl Memory {
-    /// Allocates and zeroes memory.
+    /// Allocates and zeroes memory for a training step.
     ///
     /// # Errors
     /// When so much is not free.
     pub fn new(device: &Arc<Device>, bytes: u64) -> Result<Memory> {
+        let advice = "give --vram, a smaller batch or --recompute full";
+        Memory::for_work(device, bytes, ("the step", advice))
+    }
+
+    /// Allocates and zeroes memory; `work` is what needs it, and how that could need less.
+    ///
+    /// # Errors
+    /// When so much is not free.
+    pub fn for_work(device: &Arc<Device>, bytes: u64, work: (&str, &str)) -> Result<Memory> {
         device.bind()?;
         let (free, _) = device.context.mem_get_info().call("ask for its memory")?;
         ensure!(
             bytes <= free as u64,
             Error::OutOfMemory(format!(
-                "the step needs {} and {} has {} free; close other programs, or give --vram, a smaller batch or --recompute full",
+                "{} needs {} and {} has {} free; close other programs, or {}",
+                work.0,
                 bytes_text(bytes),
                 device.name,
-                bytes_text(free as u64)
+                bytes_text(free as u64),
+                work.1
             ))
         );
         // SAFETY: the allocation is owned by the `Memory` made below, which frees it once, in drop

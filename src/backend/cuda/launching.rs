@@ -13,6 +13,13 @@ use std::sync::Arc;
 /// (`CUDA_GRAPH_INSTANTIATE_FLAG_USE_NODE_PRIORITY`).
 const NODE_PRIORITY: u32 = 8;
 
+/// A captured step.
+pub(super) struct StepGraph(pub CudaGraph);
+
+// SAFETY: the driver asks only that no two threads use a graph at once. The type is not `Sync`, and
+// every launch binds the context to its thread first
+unsafe impl Send for StepGraph {}
+
 impl CudaBackend {
     /// Captures the step as graphs; where that fails, it is launched kernel by kernel.
     pub(super) fn capture(&mut self) {
@@ -29,11 +36,11 @@ impl CudaBackend {
             .collect();
         match graphs {
             Ok(mut graphs) => {
-                self.update_graph = graphs.pop().flatten();
+                self.update_graph = graphs.pop().flatten().map(StepGraph);
                 self.places
                     .iter_mut()
                     .zip(graphs)
-                    .for_each(|(place, graph)| place.graph = graph);
+                    .for_each(|(place, graph)| place.graph = graph.map(StepGraph));
             }
             Err(error) => self.no_graph = Some(format!("{error:#}")),
         }

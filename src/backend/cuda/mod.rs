@@ -2,11 +2,12 @@
 //! family of operations, as in `kernels/`; a device, or in the tests the host's fibers, runs the
 //! launches and needs nothing else. Depends on the plan.
 //!
-//! Inside, each file depends only on files further down this list: `profile`, `launching`, `backend`,
+//! Inside, each file depends only on files further down this list: `profile`, `arena`, `launching`, `backend`,
 //! `batch`, `device`, `module`, `driver`, `resources`, `switches`; `lower`, `sizing`, the families (`conv`, `nano`, `reconstruct`, `structural`,
 //! `optimizer`, `pixels`, `plain`), `reduce`, `lowering`, `scalars`, `launch`, `signatures`, `arguments`,
 //! `tiles`, `limits`, `constants`.
 
+mod arena;
 mod arguments;
 mod backend;
 mod batch;
@@ -38,11 +39,12 @@ mod structural;
 mod switches;
 mod tiles;
 
+pub use arena::CudaArena;
 // what the tests need to run the kernels without a device
 #[doc(hidden)]
 pub use arguments::{Arguments, Pointer};
 pub use backend::CudaBackend;
-pub use device::{CopySpeed, Device};
+pub use device::{CopySpeed, Device, RESERVED_BYTES};
 pub use driver::device_count;
 #[doc(hidden)]
 pub use launch::{Launch, Order, Program};

@@ -8,19 +8,22 @@ pub use table::print_table;
 
 use super::ModelArgs;
 use super::data::tell_side;
+use super::device::{InferencePlace, Workers, fit_json, fit_text};
 use super::flags::{print, print_json, tell};
 use super::layout::{columns, folded};
 use super::upscale::file_of;
 use anyhow::{Context, Result, ensure};
 use image::RgbImage;
+use paragon::backend::DRIVER_HOST_ESTIMATE;
 use paragon::dataset::encode::{Format, InMemory};
 use paragon::dataset::scan::{RESTORATION_SCALE, ScanOptions, Source};
 use paragon::inference::compare::{Comparison, compare};
 use paragon::inference::eval::{
-    Evaluation, ImageResult, MOST_PSNR, NotMeasured, Scores, evaluate_set, mean,
+    Evaluation, ImagePair, ImageResult, MOST_PSNR, NotMeasured, Scores, evaluate_set,
+    evaluate_set_by, mean,
 };
 use paragon::inference::eval_set::EvalSet;
-use paragon::inference::upscale::{Upscale, Upscaler};
+use paragon::inference::upscale::{DeviceFit, ImageKind, Upscale, Upscaler};
 use paragon::support::budget::Budget;
 use paragon::support::failure::system_cause;
 use paragon::support::files::{create_folder, write_output};
@@ -87,7 +90,8 @@ struct Report {
 
 /// Measures and prints.
 pub fn run(args: &Args) -> Result<()> {
-    let upscalers = open_models(args)?;
+    let place = args.apply.place()?;
+    let mut upscalers = open_models(args, &place)?;
     let scale = upscalers
         .first()
         .map_or(RESTORATION_SCALE as usize, Upscale::scale);
@@ -120,18 +124,30 @@ pub fn run(args: &Args) -> Result<()> {
         );
         check_saving(folder, set.sources())?;
     }
+    let fits = fit_all(args, &mut upscalers, &place, &set)?;
     let budget = args.apply.budget();
-    let memory = upscalers
-        .iter()
-        .map(|upscaler| check_memory(upscaler, &set, &budget));
-    let memory = memory
-        .collect::<Result<Vec<_>>>()?
-        .into_iter()
-        .max()
-        .unwrap_or(0);
-    let report = measure(args, upscalers, &set, crop)?;
+    let mut works = Vec::new();
+    for (upscaler, fit) in upscalers.into_iter().zip(fits) {
+        let most = check_memory(&upscaler, &set, &budget)?;
+        let on_device = upscaler.device().is_some();
+        let size = (set.len(), most);
+        let workers = Workers::new(on_device, size, &budget, args.apply.threads);
+        works.push((upscaler, fit, workers));
+    }
+    let memory = works.iter().map(|(_, _, workers)| workers.memory).max();
+    let memory = memory.unwrap_or(0);
+    let device = works.first().and_then(|(upscaler, fit, workers)| {
+        let (device, fit) = (upscaler.device()?, (*fit)?);
+        tell(fit_text(device, fit, workers.threads));
+        Some(fit_json(device, fit, workers.threads))
+    });
+    let report = measure(args, works, &set, crop)?;
     if args.json {
-        print_json(&json(args, &report, &set, (scale, crop, memory)))?;
+        let mut json = json(args, &report, &set, (scale, crop, memory));
+        if let Some(device) = device {
+            json["device"] = device;
+        }
+        print_json(&json)?;
     } else {
         print_report(&report, &set, (scale, crop))?;
         print(format_args!("memory at most {}", bytes_text(memory)))?;
@@ -146,9 +162,9 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 /// Reads all networks, before the first image.
-fn open_models(args: &Args) -> Result<Vec<Upscaler>> {
+fn open_models(args: &Args, place: &InferencePlace) -> Result<Vec<Upscaler>> {
     let scratch = std::env::temp_dir();
-    let open = |model: &PathBuf| args.apply.upscaler(model, &scratch);
+    let open = |model: &PathBuf| args.apply.upscaler(place, model, &scratch);
     let upscalers = args.model.iter().map(open).collect::<Result<Vec<_>>>()?;
     let first = upscalers.first().map(Upscale::scale);
     for (upscaler, model) in upscalers.iter().zip(&args.model) {
@@ -164,19 +180,51 @@ fn open_models(args: &Args) -> Result<Vec<Upscaler>> {
     Ok(upscalers)
 }
 
+/// Chooses the tiles of every network on the GPU, if there is one.
+fn fit_all(
+    args: &Args,
+    upscalers: &mut [Upscaler],
+    place: &InferencePlace,
+    set: &EvalSet,
+) -> Result<Vec<Option<DeviceFit>>> {
+    if upscalers.iter().all(|upscaler| upscaler.device().is_none()) {
+        return Ok(vec![None; upscalers.len()]);
+    }
+    let scale = upscalers.first().map_or(1, Upscale::scale);
+    let sizes = set.lq_sizes(scale).into_iter();
+    let images: Vec<ImageKind> = sizes.map(|size| ImageKind { size, deep: false }).collect();
+    let fits = upscalers.iter_mut();
+    fits.map(|upscaler| args.apply.fit(upscaler, place, &images))
+        .collect()
+}
+
 /// Measures every network on the set, one after the other, each in the memory that the one before
 /// it has freed.
-fn measure(args: &Args, upscalers: Vec<Upscaler>, set: &EvalSet, crop: u32) -> Result<Report> {
-    let progress = Progress::new("eval", (set.len() * upscalers.len()) as u64, "images");
-    let mut evaluations = Vec::with_capacity(upscalers.len());
-    for mut upscaler in upscalers {
-        let evaluation = evaluate_set(&mut upscaler, set, crop, &mut |result, image, _, _| {
+fn measure(
+    args: &Args,
+    works: Vec<(Upscaler, Option<DeviceFit>, Workers)>,
+    set: &EvalSet,
+    crop: u32,
+) -> Result<Report> {
+    let progress = Progress::new("eval", (set.len() * works.len()) as u64, "images");
+    let mut evaluations = Vec::with_capacity(works.len());
+    for (mut upscaler, _, workers) in works {
+        let mut each = |result: &ImageResult, image: &RgbImage, _: &RgbImage, _: &ImagePair| {
             if let Some(folder) = &args.save {
                 save(image, &folder.join(file_of(&result.name, Format::Png)))?;
             }
             progress.advance(1);
             Ok(())
-        });
+        };
+        let evaluation = match workers.threads {
+            1 => evaluate_set(&mut upscaler, set, crop, &mut each),
+            threads => {
+                let others = (1..threads).map(|_| upscaler.for_another_thread());
+                let mut all = others.collect::<Result<Vec<Upscaler>>>()?;
+                all.push(upscaler);
+                evaluate_set_by(all, set, crop, &mut each)
+            }
+        };
         match evaluation {
             Ok(evaluation) => evaluations.push(evaluation),
             Err(error) => {
@@ -310,7 +358,10 @@ fn check_memory(upscaler: &Upscaler, set: &EvalSet, budget: &Budget) -> Result<u
         Some(_) => Err(error),
         None => Ok(()),
     };
-    let (bytes, largest) = set.most_bytes(upscaler, &unreadable)?;
+    let (mut bytes, largest) = set.most_bytes(upscaler, &unreadable)?;
+    if upscaler.device().is_some() {
+        bytes += DRIVER_HOST_ESTIMATE;
+    }
     let text = || {
         largest.map_or_else(String::new, |source: &Source| {
             source.hr.display().to_string()

@@ -3,23 +3,27 @@
 //! is started, a bad image does not stop the others, and every image left out is reported.
 
 mod jobs;
+mod pipeline;
 mod planning;
 mod summary;
 
 pub use jobs::file_of;
 
 use super::ModelArgs;
+use super::device::{Workers, fit_text};
 use super::flags::{print_json, tell};
 use anyhow::{Context, Result, anyhow, ensure};
-use jobs::{Failed, Jobs, of_file, of_folder};
+use jobs::{Failed, Job, Jobs, of_file, of_folder};
+use paragon::backend;
 use paragon::dataset::decode::{Limits, Note};
 use paragon::dataset::encode::Format;
-use paragon::dataset::rows::{FileRows, PixelRows, RereadRows};
-use paragon::inference::upscale::Upscaler;
+use paragon::dataset::rows::{FileRows, PixelRows, RereadRows, need};
+use paragon::inference::upscale::{ImageKind, Upscaler};
 use paragon::support::budget::Budget;
 use paragon::support::failure::system_cause;
 use paragon::support::files::{create_folder, write_output};
 use paragon::support::progress::Progress;
+use pipeline::Work;
 use planning::{Planned, Planner};
 use serde::Serialize;
 use std::io::ErrorKind;
@@ -101,7 +105,8 @@ pub fn run(args: &Args) -> Result<()> {
     let started = Instant::now();
     let is_folder = check_places(args)?;
     let scratch = scratch_folder(args, is_folder);
-    let mut upscaler = args.apply.upscaler(&args.model, &scratch)?;
+    let place = args.apply.place()?;
+    let mut upscaler = args.apply.upscaler(&place, &args.model, &scratch)?;
     let Jobs {
         mut jobs,
         failed,
@@ -134,6 +139,10 @@ pub fn run(args: &Args) -> Result<()> {
         ..Outcome::default()
     };
     let total = found + outcome.failed.len();
+    let fit = match upscaler.device() {
+        Some(_) => args.apply.fit(&mut upscaler, &place, &image_kinds(&jobs))?,
+        None => None,
+    };
     let mut planner = Planner {
         upscaler: &mut upscaler,
         budget: &budget,
@@ -146,26 +155,38 @@ pub fn run(args: &Args) -> Result<()> {
         .failed
         .iter()
         .for_each(|f| tell(format_args!("error: {}", f.text())));
-    let memory = planned.iter().map(|p| p.bytes).max().unwrap_or(0);
+    let largest = planned.iter().map(|p| p.bytes).max().unwrap_or(0);
+    let workers = Workers::new(
+        upscaler.device().is_some(),
+        (planned.len(), largest),
+        &budget,
+        args.apply.threads,
+    );
+    if let (Some(fit), Some(device), false) = (fit, upscaler.device(), args.quiet) {
+        tell(fit_text(device, fit, workers.threads));
+    }
     if is_folder {
         create_folder(&args.output)?;
     }
     let progress = progress(args, is_folder, planned.len());
-    upscale_all(
-        &mut upscaler,
-        planned,
-        &budget,
-        (is_folder, args.quiet),
-        &progress,
-        &mut outcome,
-    )?;
+    let work = Work {
+        budget: &budget,
+        is_folder,
+        quiet: args.quiet,
+        progress: &progress,
+    };
+    work.upscale_all(&mut upscaler, planned, workers.threads, &mut outcome)?;
     progress.finish();
     if args.json {
         print_json(&json(
-            args, &upscaler, &outcome, &left_out, memory, &budget,
+            args,
+            (&upscaler, fit),
+            &outcome,
+            &left_out,
+            (&workers, &budget),
         )?)?;
     }
-    conclude(args, is_folder, outcome, total, (memory, started))
+    conclude(args, is_folder, outcome, total, (workers.memory, started))
 }
 
 /// The display of a folder's images.
@@ -224,9 +245,20 @@ fn scratch_folder(args: &Args, is_folder: bool) -> PathBuf {
     }
 }
 
-/// Whether an error is one of the system, so that the next image would fail too. A missing file or
-/// permission is not: it concerns one image only.
+/// Whether an error is one of the system or of the GPU, so that the next image would fail too. A
+/// missing file or permission is not: it concerns one image only.
 fn ends_all(error: &anyhow::Error) -> bool {
+    is_of_device(error) || is_of_system(error)
+}
+
+/// Whether a GPU failed in the middle of the work.
+fn is_of_device(error: &anyhow::Error) -> bool {
+    use backend::Error as E;
+    let found = error.chain().find_map(|cause| cause.downcast_ref::<E>());
+    matches!(found, Some(E::DeviceLost { .. } | E::Driver { .. }))
+}
+
+fn is_of_system(error: &anyhow::Error) -> bool {
     system_cause(error).is_some_and(|cause| {
         !matches!(
             cause.kind(),
@@ -235,51 +267,16 @@ fn ends_all(error: &anyhow::Error) -> bool {
     })
 }
 
-/// Upscales image by image.
-fn upscale_all(
-    upscaler: &mut Upscaler,
-    planned: Vec<Planned>,
-    budget: &Budget,
-    (is_folder, quiet): (bool, bool),
-    progress: &Progress,
-    outcome: &mut Outcome,
-) -> Result<()> {
-    let count = planned.len();
-    for (i, planned) in planned.into_iter().enumerate() {
-        let tell_line = |text: String| {
-            if is_folder {
-                progress.line(&text)
-            } else if !quiet {
-                tell(text)
-            }
-        };
-        match upscale_one(upscaler, &planned, budget, (is_folder, quiet)) {
-            Ok(done) => {
-                if !done.notes.is_empty() {
-                    tell_line(format!("{}: {}", done.input, done.notes.join(", ")));
-                }
-                outcome.done.push(done);
-            }
-            Err(UpscaleError { error, .. }) if !is_folder => return Err(error),
-            Err(UpscaleError {
-                error,
-                ends_all: true,
-            }) => {
-                outcome.stopped = Some((error, count - i - 1));
-                break;
-            }
-            Err(UpscaleError { error, .. }) => {
-                let failed = Failed {
-                    input: planned.job.input,
-                    reason: format!("{error:#}"),
-                };
-                progress.warn(&format!("error: {}", failed.text()));
-                outcome.failed.push(failed);
-            }
-        }
-        progress.advance(1);
-    }
-    Ok(())
+/// The sizes of the images whose headers can be read; the others are reported when they are planned.
+fn image_kinds(jobs: &[Job]) -> Vec<ImageKind> {
+    let kind = |job: &Job| {
+        let needs = need(&job.input, &Limits::default()).ok()?;
+        Some(ImageKind {
+            size: needs.size,
+            deep: needs.deep && job.format.holds_deep(),
+        })
+    };
+    jobs.iter().filter_map(kind).collect()
 }
 
 /// Why an image was not upscaled.
@@ -298,14 +295,14 @@ impl From<anyhow::Error> for UpscaleError {
     }
 }
 
-/// The rows of a file; keeps the error of a failed read. The writer of the result would otherwise
-/// report it as a writing error.
-struct RowsWithError {
-    rows: FileRows,
+/// The rows of a file, or of the result; keeps the error of a failed read. The writer of the result
+/// would otherwise report it as a writing error.
+struct RowsWithError<R> {
+    rows: R,
     failed: Option<anyhow::Error>,
 }
 
-impl PixelRows for RowsWithError {
+impl<R: PixelRows> PixelRows for RowsWithError<R> {
     fn size(&self) -> (u32, u32) {
         self.rows.size()
     }
@@ -326,7 +323,7 @@ impl PixelRows for RowsWithError {
     }
 }
 
-impl RereadRows for RowsWithError {
+impl RereadRows for RowsWithError<FileRows> {
     fn restart(&mut self) -> Result<()> {
         self.rows.restart().map_err(|error| {
             self.failed = Some(error);
@@ -391,17 +388,24 @@ fn upscale_one(
         true => Progress::hidden(),
         false => Progress::new("stages", steps, "rows of tiles"),
     };
-    let mut bands = match upscaler.upscale_rows(&mut rows, &progress) {
+    let bands = match upscaler.upscale_rows(&mut rows, &progress) {
         Ok(bands) => bands,
         Err(error) => return Err(rows.failed.unwrap_or(error).into()),
     };
     progress.finish();
     let replaced = std::fs::metadata(&job.output).is_ok_and(|about| about.is_file());
     let (width, height) = bands.size();
+    let mut bands = RowsWithError {
+        rows: bands,
+        failed: None,
+    };
     let written = write_output(&job.output, |out| job.format.write(out, &mut bands));
+    let computing = bands.failed.take();
     drop(bands);
     if let Err(error) = written {
-        return Err(match rows.failed {
+        // the first cause: reading, then computing, then writing
+        let computing = computing.map(|error| error.context(name()));
+        return Err(match rows.failed.or(computing) {
             Some(error) => error.into(),
             None => UpscaleError {
                 ends_all: system_cause(&error).is_some(),

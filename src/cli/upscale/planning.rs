@@ -5,10 +5,11 @@
 use super::jobs::{Failed, Job};
 use super::{ModelArgs, ends_all, tell};
 use anyhow::{Context, Result, ensure};
+use paragon::backend::DRIVER_HOST_ESTIMATE;
 use paragon::dataset::decode::Limits;
 use paragon::dataset::encode::Format;
 use paragon::dataset::rows::{MemoryNeed, need};
-use paragon::inference::upscale::{Upscale, Upscaler};
+use paragon::inference::upscale::{ImageKind, Upscale, Upscaler};
 use paragon::support::budget::{Budget, PROGRAM_BYTES};
 use paragon::support::text::bytes_text;
 use paragon::sys::free_space;
@@ -96,7 +97,18 @@ impl Planner<'_> {
         let alpha = needs.alpha && job.format.holds_alpha();
         let deep = needs.deep && job.format.holds_deep();
         let pixel = (if alpha { 4 } else { 3 }) * (if deep { 2 } else { 1 });
-        let files = PROGRAM_BYTES
+        if self.upscaler.takes_whole_images() {
+            let image = ImageKind {
+                size: needs.size,
+                deep,
+            };
+            self.upscaler.check_on_device(image).with_context(name)?;
+        }
+        let program = match self.upscaler.device() {
+            Some(_) => PROGRAM_BYTES + DRIVER_HOST_ESTIMATE,
+            None => PROGRAM_BYTES,
+        };
+        let files = program
             + needs
                 .opening
                 .max(needs.reading + job.format.bytes(large, pixel));

@@ -1,8 +1,9 @@
 //! What `paragon upscale` says at the end: a line, or JSON.
 
 use super::{Args, Outcome, tell};
+use crate::cli::device::{Workers, fit_json};
 use anyhow::{Result, ensure};
-use paragon::inference::upscale::{Upscale, Upscaler};
+use paragon::inference::upscale::{DeviceFit, Upscale, Upscaler};
 use paragon::support::budget::Budget;
 use paragon::support::text::bytes_text;
 use std::time::Instant;
@@ -10,18 +11,17 @@ use std::time::Instant;
 /// What `--json` prints.
 pub fn json(
     args: &Args,
-    upscaler: &Upscaler,
+    (upscaler, fit): (&Upscaler, Option<DeviceFit>),
     outcome: &Outcome,
     left_out: &[String],
-    memory: u64,
-    budget: &Budget,
+    (workers, budget): (&Workers, &Budget),
 ) -> Result<serde_json::Value> {
     let failed: Vec<_> = outcome
         .failed
         .iter()
         .map(|f| serde_json::json!({ "input": f.input.to_string_lossy(), "reason": f.reason }))
         .collect();
-    let value = serde_json::json!({
+    let mut value = serde_json::json!({
         "model": args.model.to_string_lossy(),
         "scale": upscaler.scale(),
         "pictures": outcome.done,
@@ -29,9 +29,12 @@ pub fn json(
         "existing": outcome.existing,
         "left_out": left_out,
         "not_tried": outcome.stopped.as_ref().map_or(0, |(_, count)| *count),
-        "memory_planned": memory,
+        "memory_planned": workers.memory,
         "memory_limit": budget.limit,
     });
+    if let (Some(device), Some(fit)) = (upscaler.device(), fit) {
+        value["device"] = fit_json(device, fit, workers.threads);
+    }
     Ok(value)
 }
 
@@ -55,7 +58,7 @@ pub fn conclude(
     let memory = bytes_text(memory);
     if let Some((error, left)) = stopped {
         return Err(error.context(format!(
-            "stopped after {} of {total} images, {left} were not tried",
+            "stopped after {} of {total} images, {left} were not tried (--skip-existing goes on from here)",
             done.len()
         )));
     }

@@ -1,9 +1,10 @@
 //! Applies a trained network to images of any size, in tiles that overlap by the network's
 //! receptive field, so that the result has the same bits for every tile size. The tiles run in an
-//! arena of their own, or in the part of a training step's arena that is free between steps; an
-//! image may be read and written row by row. Depends on the networks, the backends and the
+//! arena of their own, in the memory of the CPU or of a CUDA device, or in the part of a training
+//! step's arena that is free between steps; an image may be read and written row by row. Depends on the networks, the backends and the
 //! dataset's resampling. Promises that it allocates what it computes beforehand.
 
+mod device;
 #[cfg(test)]
 mod ring_tests;
 mod rows;
@@ -15,6 +16,7 @@ mod stages_tests;
 mod tests;
 mod tiles;
 
+pub use device::{DeviceFit, DeviceTiles, ImageKind};
 pub use rows::UpscaledRows;
 pub use tiles::{
     DEFAULT_TILE, LEAST_LENT_TILE, LeastRoom, Tiler, default_tile, largest_tile, least_room,
@@ -28,12 +30,14 @@ use crate::model::{Error, Network, Stages};
 use crate::plan::Sizing;
 use crate::support::progress::Progress;
 use crate::support::text::bytes_text;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use device::{SharedTile, TileRunner};
 use image::RgbImage;
 use rows::LqRows;
 use stages::{Features, ImageRows};
 use std::path::PathBuf;
-use tiles::{SCALARS, TileGrid, TileKind, tile_plan, tile_plan_of, try_resize};
+use std::sync::Arc;
+use tiles::{OwnTile, SCALARS, TileGrid, TileKind, tile_plan, tile_plan_of, try_resize};
 
 /// Enlarges images by a network.
 pub trait Upscale {
@@ -46,14 +50,30 @@ pub trait Upscale {
     fn upscale(&mut self, lq: &RgbImage) -> Result<RgbImage>;
 }
 
-/// A network with parameters and an arena of its own, on the CPU.
+/// Where the tiles of a network are computed.
+#[derive(Clone)]
+pub enum TilePlace {
+    /// On the CPU.
+    Cpu(CpuOptions),
+    /// On a CUDA device.
+    Device(Arc<DeviceTiles>),
+}
+
+impl From<CpuOptions> for TilePlace {
+    fn from(options: CpuOptions) -> TilePlace {
+        TilePlace::Cpu(options)
+    }
+}
+
+/// A network with parameters and an arena of its own.
 pub struct Upscaler {
     tiler: Tiler,
-    params: Vec<f32>,
-    options: CpuOptions,
+    params: Arc<Vec<f32>>,
+    place: TilePlace,
     /// How images are computed in stages, if they are.
     in_stages: Option<InStages>,
-    /// The backend for the last kind of tile; an image smaller than a tile needs another one.
+    /// On the CPU, the backend for the last kind of tile; an image smaller than a tile needs another
+    /// one.
     loaded: Option<(TileKind, CpuBackend)>,
 }
 
@@ -92,10 +112,10 @@ impl Upscaler {
     pub fn new(
         net: Network,
         params: Vec<f32>,
-        options: CpuOptions,
+        place: impl Into<TilePlace>,
         tile: usize,
     ) -> Result<Upscaler> {
-        Upscaler::with_tiler(Tiler::new(net, tile)?, params, options)
+        Upscaler::with_tiler(Tiler::new(net, tile)?, params, place.into())
     }
 
     /// As [`Upscaler::new`], but a network that looks at the whole image is applied to tiles too,
@@ -106,28 +126,66 @@ impl Upscaler {
     pub fn approximate(
         net: Network,
         params: Vec<f32>,
-        options: CpuOptions,
+        place: impl Into<TilePlace>,
         tile: usize,
     ) -> Result<Upscaler> {
-        Upscaler::with_tiler(Tiler::approximate(net, tile)?, params, options)
+        Upscaler::with_tiler(Tiler::approximate(net, tile)?, params, place.into())
     }
 
-    fn with_tiler(tiler: Tiler, params: Vec<f32>, options: CpuOptions) -> Result<Upscaler> {
+    fn with_tiler(tiler: Tiler, params: Vec<f32>, place: TilePlace) -> Result<Upscaler> {
         let (given, expected) = (params.len(), tiler.net.params().len());
         ensure!(given == expected, Error::ParameterCount { given, expected });
         Ok(Upscaler {
             tiler,
-            params,
-            options,
+            params: Arc::new(params),
+            place,
             in_stages: None,
             loaded: None,
         })
     }
 
+    /// An upscaler for another thread: the same network with the same tiles, and on a device in the
+    /// same arena.
+    ///
+    /// # Errors
+    /// Only on a bug: the network and its tiles were checked.
+    pub fn for_another_thread(&self) -> Result<Upscaler> {
+        let in_stages = self.in_stages.as_ref();
+        Ok(Upscaler {
+            tiler: self.tiler.with_side(self.tiler.tile)?,
+            params: self.params.clone(),
+            place: self.place.clone(),
+            in_stages: in_stages.map(|InStages { stages, folder }| InStages {
+                stages: *stages,
+                folder: folder.clone(),
+            }),
+            loaded: None,
+        })
+    }
+
+    /// The device that computes; `None` on the CPU.
+    pub fn device(&self) -> Option<&DeviceTiles> {
+        match &self.place {
+            TilePlace::Cpu(_) => None,
+            TilePlace::Device(device) => Some(device),
+        }
+    }
+
+    /// From here on, the CPU computes. `tile`: as in [`Upscaler::new`].
+    ///
+    /// # Errors
+    /// When the tile is too small for the network's receptive field.
+    pub fn use_cpu(&mut self, options: CpuOptions, tile: usize) -> Result<()> {
+        self.place = options.into();
+        self.tiler = self.tiler.with_side(tile)?;
+        Ok(())
+    }
+
     /// Whether a network that looks at the whole image can be computed in stages, which give the
-    /// bits of the whole image: [`Upscaler::use_stages`].
+    /// bits of the whole image: [`Upscaler::use_stages`]. The stages run on the CPU only: the kernels
+    /// of a device take the means of the channels from the features that they are given.
     pub fn has_stages(&self) -> bool {
-        self.tiler.net.stages().is_some()
+        self.device().is_none() && self.tiler.net.stages().is_some()
     }
 
     /// From here on, images of more than one tile are computed in stages. Memory then holds one tile
@@ -137,6 +195,10 @@ impl Upscaler {
     /// # Errors
     /// When the network has no stages, or the tile is too small for its receptive field.
     pub fn use_stages(&mut self, folder: PathBuf, tile: usize) -> Result<()> {
+        ensure!(
+            self.device().is_none(),
+            "the stages of a network run on the CPU only"
+        );
         let net = self.tiler.net.clone();
         let stages = net.stages().context("the network has no stages")?;
         self.tiler = Tiler::of_stages(net, tile, stages)?;
@@ -186,18 +248,23 @@ impl Upscaler {
         self.tiler.takes_whole_images()
     }
 
-    /// Bytes of the arena for an image of at least one tile, and of the buffers besides it.
+    /// Bytes of host memory for an image of at least one tile: of the arena, if the CPU computes, and of
+    /// the buffers besides it.
     ///
     /// # Errors
     /// Only on a bug in the plan.
     pub fn bytes(&self) -> Result<u64> {
         let shape = (self.tiler.tile, self.tiler.tile);
-        let plan = tile_plan(&self.tiler.net, shape, &self.options)?;
-        Ok(plan.arena_bytes + self.tiler.bytes())
+        let arena = match &self.place {
+            TilePlace::Cpu(options) => tile_plan(&self.tiler.net, shape, options)?.arena_bytes,
+            TilePlace::Device(_) => 0,
+        };
+        Ok(arena + self.tiler.bytes())
     }
 
-    /// Bytes for upscaling an image of (width, height) LQ pixels row by row: arena, parameters, and
-    /// the buffers of [`UpscaledRows`]. `deep`: its samples have 16 bits.
+    /// Bytes of host memory for upscaling an image of (width, height) LQ pixels row by row: arena, if
+    /// the CPU computes, parameters, and the buffers of [`UpscaledRows`]. `deep`: its samples have 16
+    /// bits.
     ///
     /// # Errors
     /// When the image is empty or too large to be addressed.
@@ -207,8 +274,8 @@ impl Upscaler {
         Ok(self.arena_bytes(&grid, deep)? + rows)
     }
 
-    /// Bytes for upscaling an image of (width, height) LQ pixels that is in memory, without the
-    /// image and its result.
+    /// Bytes of host memory for upscaling an image of (width, height) LQ pixels that is in memory,
+    /// without the image and its result.
     ///
     /// # Errors
     /// When the image is empty.
@@ -223,14 +290,16 @@ impl Upscaler {
         Ok(self.arena_bytes(&grid, false)? + buffers)
     }
 
-    /// Bytes of the arena and the parameters, and of the features of stages.
+    /// Bytes of the arena, if the CPU computes, of the parameters, and of the features of stages.
     fn arena_bytes(&self, grid: &TileGrid, deep: bool) -> Result<u64> {
+        let parameters = 4 * self.params.len() as u64;
+        let TilePlace::Cpu(options) = &self.place else {
+            return Ok(parameters);
+        };
         let arena = |stage: Option<usize>| {
             let shape = grid.shape;
             let kind = TileKind { shape, deep, stage };
-            Ok::<u64, anyhow::Error>(
-                tile_plan_of(&self.tiler.net, kind, &self.options)?.arena_bytes,
-            )
+            Ok::<u64, anyhow::Error>(tile_plan_of(&self.tiler.net, kind, options)?.arena_bytes)
         };
         let bytes = match self.stages_for(grid) {
             // the stages between the first and the last have the same size
@@ -242,10 +311,10 @@ impl Upscaler {
             }
             None => arena(None)?,
         };
-        Ok(bytes + 4 * self.params.len() as u64)
+        Ok(bytes + parameters)
     }
 
-    /// Frees the arena unless the next image, of (width, height) LQ pixels, is cut into tiles of
+    /// Frees the CPU's arena unless the next image, of (width, height) LQ pixels, is cut into tiles of
     /// the same shape and depth: the bytes computed for an image do not include another one's arena.
     pub fn make_room_for(&mut self, size: (u32, u32), deep: bool) {
         let kind = self.tiler.grid(size).ok();
@@ -271,7 +340,7 @@ impl Upscaler {
     ) -> Result<UpscaledRows<'a>> {
         let grid = self.tiler.grid(source.size())?;
         let features = self.compute_stages(source, &grid, progress)?;
-        let (tiler, backend) = self.load(TileKind {
+        let (tiler, backend) = self.tile_backend(TileKind {
             shape: grid.shape,
             deep: source.sample_bytes() == 2,
             stage: features.as_ref().map(Features::last),
@@ -321,7 +390,22 @@ impl Upscaler {
         Ok(Some(features))
     }
 
-    /// Loads the backend for a kind of tile, unless it is loaded already.
+    /// The tiler, and what computes a kind of tile.
+    fn tile_backend(&mut self, kind: TileKind) -> Result<(&mut Tiler, TileRunner<'_>)> {
+        if let TilePlace::Device(device) = &self.place {
+            let tile = SharedTile {
+                device: device.clone(),
+                net: self.tiler.net.clone(),
+                params: self.params.clone(),
+                kind,
+            };
+            return Ok((&mut self.tiler, TileRunner::Shared(tile)));
+        }
+        let (tiler, backend) = self.load(kind)?;
+        Ok((tiler, TileRunner::Own(OwnTile(backend))))
+    }
+
+    /// Loads the CPU's backend for a kind of tile, unless it is loaded already.
     fn load(&mut self, kind: TileKind) -> Result<(&mut Tiler, &mut CpuBackend)> {
         // frees the old arena before the new one is allocated
         self.loaded.take_if(|(loaded, _)| *loaded != kind);
@@ -335,17 +419,20 @@ impl Upscaler {
 
     /// A backend with the parameters, for a kind of tile.
     fn prepare(&self, kind: TileKind) -> Result<CpuBackend> {
-        let plan = tile_plan_of(&self.tiler.net, kind, &self.options)?;
+        let TilePlace::Cpu(options) = self.place else {
+            bail!("the stages of a network run on the CPU only");
+        };
+        let plan = tile_plan_of(&self.tiler.net, kind, &options)?;
         let needs = bytes_text(plan.arena_bytes);
         let smaller = if self.takes_whole_images() {
             "approximate tiles (--approximate-tiles)"
         } else {
             "a smaller --tile"
         };
-        let mut backend = CpuBackend::new(plan, self.options).with_context(|| {
+        let mut backend = CpuBackend::new(plan, options).with_context(|| {
             format!(
                 "cannot prepare {needs} and {} threads to compute with; try {smaller} or fewer --threads",
-                self.options.threads()
+                options.threads()
             )
         })?;
         set_parameters(&mut backend, &self.params)?;
@@ -370,12 +457,12 @@ impl Upscale for Upscaler {
             return RgbImage::from_raw(width, height, out)
                 .context("the enlarged image has a wrong length");
         }
-        let (tiler, backend) = self.load(TileKind {
+        let (tiler, mut backend) = self.tile_backend(TileKind {
             shape: grid.shape,
             deep: false,
             stage: None,
         })?;
-        tiler.upscale(lq, backend)
+        tiler.upscale(lq, &mut backend)
     }
 }
 
@@ -389,6 +476,6 @@ impl Upscale for LentUpscaler<'_> {
         let plan = tile_plan(&self.tiler.net, shape, self.sizing)?;
         let mut backend = self.host.lend(plan)?;
         set_parameters(backend.as_mut(), self.params)?;
-        self.tiler.upscale(lq, backend.as_mut())
+        self.tiler.upscale(lq, &mut OwnTile(backend.as_mut()))
     }
 }

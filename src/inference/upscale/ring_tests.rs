@@ -1,10 +1,11 @@
 //! Tiles of networks whose windows join opposite borders of the image, on networks of hashes: two
 //! values are equal only if they depend on the same pixels in the same way.
 
+use super::device::TileRunner;
 use super::rows::UpscaledRows;
 use super::spans::{spans, tile_side};
 use super::tests::{Rows, noise};
-use super::tiles::{Tiler, least_tile, tile_plan};
+use super::tiles::{OwnTile, Tiler, least_tile, tile_plan};
 use crate::backend::cpu::CpuOptions;
 use crate::backend::{Backend, BatchView, Scalars, StepMetrics};
 use crate::dataset::degrade::Resampler;
@@ -233,17 +234,23 @@ fn rows_of_tiles_with_two_pieces_give_the_bits_of_the_image() {
     let large_alpha = Resampler::new().upscale_plane(&alpha, 2).unwrap();
     let mut whole = Tiler::new(net.clone(), 200).unwrap();
     let mut backend = HashBackend::new(&net, (h as usize, w as usize));
-    let whole = whole.upscale(&lq, &mut backend).unwrap();
+    let whole = whole.upscale(&lq, &mut OwnTile(&mut backend)).unwrap();
     for tile in [58, 70] {
         let mut tiler = Tiler::new(net.clone(), tile).unwrap();
         let grid = tiler.grid((w, h)).unwrap();
         assert!(grid.rows.len() > 2 && grid.shape.0 <= tile, "{tile}");
         let mut backend = HashBackend::new(&net, grid.shape);
-        assert!(tiler.upscale(&lq, &mut backend).unwrap() == whole, "{tile}");
+        assert!(
+            tiler.upscale(&lq, &mut OwnTile(&mut backend)).unwrap() == whole,
+            "{tile}"
+        );
         for alpha in [None, Some(&alpha)] {
             let mut source = Rows(&lq, alpha, 0);
             let grid = tiler.grid((w, h)).unwrap();
-            let mut rows = UpscaledRows::new(&mut tiler, &mut backend, &mut source, (grid, None));
+            let mut rows = {
+                let runner = TileRunner::Own(OwnTile(&mut backend));
+                UpscaledRows::new(&mut tiler, runner, &mut source, (grid, None))
+            };
             let channels = rows.channels();
             let mut found = vec![0; whole.len() / 3 * channels];
             let each = 7 * 2 * w as usize * channels;

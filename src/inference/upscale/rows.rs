@@ -2,10 +2,10 @@
 //! Depends on the tiles and on the dataset's resampling. An image whose first rows depend on its
 //! last ones is read twice.
 
+use super::device::TileRunner;
 use super::spans::Span;
 use super::stages::Features;
 use super::tiles::{RowPieces, TileGrid, Tiler, try_resize};
-use crate::backend::Backend;
 use crate::dataset::degrade::Resampler;
 use crate::dataset::rows::{PixelRows, RereadRows};
 use anyhow::{Context, Result};
@@ -156,7 +156,7 @@ impl<'a> LqRows<'a> {
 /// holds the rows of one row of tiles only. An alpha channel is enlarged by the bicubic filter.
 pub struct UpscaledRows<'a> {
     tiler: &'a mut Tiler,
-    backend: &'a mut dyn Backend,
+    backend: TileRunner<'a>,
     grid: TileGrid,
     lq: LqRows<'a>,
     /// What the last stage begins with, if the network is computed in stages.
@@ -177,7 +177,7 @@ impl<'a> UpscaledRows<'a> {
     /// `features`.
     pub(super) fn new(
         tiler: &'a mut Tiler,
-        backend: &'a mut dyn Backend,
+        backend: TileRunner<'a>,
         source: &'a mut dyn RereadRows,
         (grid, features): (TileGrid, Option<Features>),
     ) -> UpscaledRows<'a> {
@@ -208,7 +208,7 @@ impl<'a> UpscaledRows<'a> {
         let pieces = self.lq.pieces(&self.grid, row);
         let result = (self.out.as_mut_slice(), self.features.as_mut());
         self.tiler
-            .upscale_row(self.backend, &self.grid, row, pieces, result)?;
+            .upscale_row(&mut self.backend, &self.grid, row, pieces, result)?;
         self.given = 0;
         if self.lq.has_alpha() {
             self.add_alpha(row, pixels)?;

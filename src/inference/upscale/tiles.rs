@@ -24,6 +24,10 @@ pub const LEAST_LENT_TILE: usize = 64;
 /// tiles, a sixth is overlap, and the arena takes about 130 MiB.
 const STAGE_TILE: usize = 384;
 
+/// The largest tile side on a device, in LQ pixels: it fills any card, and the overlap of most networks
+/// is a twentieth of it. The result of a tile passes through host memory, 12 bytes for each HR pixel.
+const DEVICE_TILE: usize = 1024;
+
 /// The inference plan of one tile of (height, width) LQ pixels of 8 bits.
 pub(super) fn tile_plan(net: &Network, lq: (usize, usize), sizing: &dyn Sizing) -> Result<Plan> {
     tile_plan_of(
@@ -69,6 +73,25 @@ pub(super) struct TileKind {
     pub deep: bool,
     /// The stage of the network; `None`: the whole network.
     pub stage: Option<usize>,
+}
+
+/// Lends a backend that is loaded with the plan of one kind of tile.
+pub(super) trait TileBackend {
+    /// Calls `work`, which runs one tile, with the backend. Nothing else uses the backend meanwhile,
+    /// and what it holds between two calls is not defined, except for the parameters.
+    ///
+    /// # Errors
+    /// Those of `work`, and of making the backend ready.
+    fn with(&mut self, work: &mut dyn FnMut(&mut dyn Backend) -> Result<()>) -> Result<()>;
+}
+
+/// A backend that nobody else uses.
+pub(super) struct OwnTile<'a>(pub &'a mut dyn Backend);
+
+impl TileBackend for OwnTile<'_> {
+    fn with(&mut self, work: &mut dyn FnMut(&mut dyn Backend) -> Result<()>) -> Result<()> {
+        work(self.0)
+    }
 }
 
 /// The (height, width) in LQ pixels of all tiles that images of (width, height) LQ pixels are cut
@@ -182,6 +205,19 @@ pub fn default_tile(net: &Network) -> usize {
     side.next_multiple_of(32)
 }
 
+/// The sides in LQ pixels of the tiles that inference on a device chooses from, the largest first:
+/// each is a fifth smaller than the one before.
+pub(super) fn device_tiles(net: &Network) -> Vec<usize> {
+    let least = least_lent_tile(net);
+    let mut sides = vec![DEVICE_TILE.max(default_tile(net))];
+    while let Some(&last) = sides.last()
+        && last > least
+    {
+        sides.push((last * 4 / 5).next_multiple_of(16).min(last - 1).max(least));
+    }
+    sides
+}
+
 /// The smallest tile side for which a training step's arena reserves bytes if the run validates on
 /// images that are at least as large.
 fn least_lent_tile(net: &Network) -> usize {
@@ -272,6 +308,11 @@ impl Tiler {
     pub fn approximate(net: Network, tile: usize) -> Result<Tiler> {
         let tiling = net.tiling().approximate();
         Tiler::with_tiling(net, tile, tiling)
+    }
+
+    /// The same cutting with other tiles; `tile`: as in [`Tiler::new`].
+    pub(super) fn with_side(&self, tile: usize) -> Result<Tiler> {
+        Tiler::with_tiling(self.net.clone(), tile, self.tiling)
     }
 
     fn with_tiling(net: Network, tile: usize, tiling: Tiling) -> Result<Tiler> {
@@ -375,7 +416,7 @@ impl Tiler {
         (tile + sample * colours + copies * alpha) as u64
     }
 
-    /// Copies the pixels of a tile. `pieces` are the LQ rows of its row of tiles, with samples of
+    /// Copies the pixels of a tile, those of 16 bits also as floats. `pieces` are the LQ rows of its row of tiles, with samples of
     /// `bytes` bytes.
     fn take_tile(
         &mut self,
@@ -394,6 +435,12 @@ impl Tiler {
             let (left, right) = line.split_at_mut(first.len());
             left.copy_from_slice(first);
             right.copy_from_slice(second);
+        }
+        if bytes == 2 {
+            let (samples, _) = self.lq.as_chunks::<2>();
+            try_resize(&mut self.floats, samples.len(), "a tile")?;
+            let pairs = self.floats.iter_mut().zip(samples);
+            pairs.for_each(|(f, &s)| *f = f32::from(u16::from_ne_bytes(s)) / 65_535.0);
         }
         Ok(())
     }
@@ -421,7 +468,7 @@ impl Tiler {
     /// what the last stage begins with, if the network is computed in stages.
     pub(super) fn upscale_row(
         &mut self,
-        backend: &mut dyn Backend,
+        backend: &mut dyn TileBackend,
         grid: &TileGrid,
         row: Span,
         pieces: RowPieces<'_>,
@@ -434,10 +481,12 @@ impl Tiler {
         try_resize(&mut self.output, values, "a tile's result")?;
         for &column in &grid.columns {
             self.take_tile(grid, column, pieces, bytes)?;
-            if let Some(features) = &mut features {
-                features.load(backend, features.last(), (row, column))?;
-            }
-            self.run_tile(backend, bytes == 2)?;
+            backend.with(&mut |backend| {
+                if let Some(features) = &mut features {
+                    features.load(backend, features.last(), (row, column))?;
+                }
+                self.run_tile(backend, bytes == 2)
+            })?;
             let width = column.valid_len() * scale * 3;
             for (i, line) in out.chunks_exact_mut(w * scale * pixel).enumerate() {
                 let y = row.valid_at() * scale + i;
@@ -466,13 +515,9 @@ impl Tiler {
         read_floats(backend, port, &mut self.output)
     }
 
-    /// Runs the backend's plan on the tile in `lq`, whose samples have 8 bits, or 16 with `deep`.
+    /// Runs the backend's plan on the tile in `lq`, or with `deep` on the one in `floats`.
     fn run_on_pixels(&mut self, backend: &mut dyn Backend, deep: bool) -> Result<()> {
         if deep {
-            let (samples, _) = self.lq.as_chunks::<2>();
-            try_resize(&mut self.floats, samples.len(), "a tile")?;
-            let pairs = self.floats.iter_mut().zip(samples);
-            pairs.for_each(|(f, &s)| *f = f32::from(u16::from_ne_bytes(s)) / 65_535.0);
             let input = backend.plan().ports.input;
             let input = input.context("the inference plan has no input")?;
             write_floats(backend, input, &self.floats)?;
@@ -490,7 +535,11 @@ impl Tiler {
     }
 
     /// Upscales an image that is in memory.
-    pub(super) fn upscale(&mut self, lq: &RgbImage, backend: &mut dyn Backend) -> Result<RgbImage> {
+    pub(super) fn upscale(
+        &mut self,
+        lq: &RgbImage,
+        backend: &mut dyn TileBackend,
+    ) -> Result<RgbImage> {
         let (grid, scale) = (self.grid(lq.dimensions())?, self.net.scale);
         let (width, height) = (grid.width * scale, lq.height() as usize * scale);
         let mut out = Vec::new();

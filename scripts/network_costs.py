@@ -1,0 +1,94 @@
+#!/usr/bin/env python3
+"""The modelled time of a training step of every network by the plain kernels, from the plan alone: `scripts/kernel_costs.py --networks`, or where
+its packages are missing `scripts/network_costs.py [PARAGON]`.
+
+For every kind of operation `paragon plan --device cuda --json` states the least bytes, the multiply-adds, the workspaces and the launches. An
+operation takes the longer of its arithmetic and its bytes, and a pause for every launch:
+  * arithmetic: two operations a multiply-add, at the share of the card's f32 peak in SHARES (docs/cuda.md derives those of convolutions);
+  * bytes: every input once, every output once, and every workspace once in each direction, at the bandwidth of a copy.
+Operations that a block runs again for its backward pass have their bytes and launches counted, but not their arithmetic. What a cache saves, and what a kernel reads more than once (halos, keys of a window), is not in the model.
+"""
+import json
+import subprocess
+import sys
+import typing
+
+
+class Card(typing.NamedTuple):
+    """A card, for kernels that use neither tensor cores nor machine code that was measured."""
+
+    name: str
+    flops: float  # f32 multiply-adds, operations a second
+    bandwidth: float  # bytes a second of a copy
+
+
+CARDS = [Card("H100", 67e12, 3.0e12), Card("RTX 3060", 12.7e12, 0.34e12)]
+NETWORKS = [
+    ("Nano, tensor cores not counted", ["nano"]),
+    ("Stream", ["stream"]),
+    ("Compact (64, 16)", ["compact"]),
+    ("SPAN (52)", ["span", "--feature-channels", "52"]),
+    ("Photo (window 16)", ["photo"]),
+    ("Pro (window 16)", ["pro"]),
+]
+# Microseconds between two launches of a graph.
+PAUSE = 1.2
+# Share of the peak that an operation's arithmetic reaches; OTHER where nothing was derived.
+SHARES = {"conv 3x3": 0.68, "conv 3x3, backward": 0.63}
+OTHER = 0.5
+
+
+def work(paragon, network, precision, step):
+    """The work of an iteration by kind of operation."""
+    lq, batch = step
+    command = [paragon, "plan", "--network", *network, "--device", "cuda", "--precision", precision, "--lq-size", str(lq), "--batch-size", str(batch)]
+    command += ["--loss", "l1", "--recompute", "block", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode or not done.stdout:
+        raise SystemExit(f"{' '.join(command)}: {done.stderr.strip()}")
+    return json.loads(done.stdout)["work"]
+
+
+def modelled(kinds, launches, card):
+    """Seconds of an iteration, and of its arithmetic, bytes and pauses by themselves."""
+    total = arithmetic = memory = 0.0
+    for kind in kinds:
+        compute = 2 * kind["multiply_adds"] / (SHARES.get(kind["operation"], OTHER) * card.flops)
+        moved = (kind["bytes"] + 2 * kind["workspace"]) / card.bandwidth
+        total, arithmetic, memory = total + max(compute, moved), arithmetic + compute, memory + moved
+    pauses = PAUSE * 1e-6 * launches
+    return total + pauses, arithmetic, memory, pauses
+
+
+def print_table(paragon, precision, step):
+    """A row for each network and a group of columns for each card; then the kinds of operations that take most."""
+    lq, batch = step
+    print(f"A training step in {precision}, LQ {lq}, batch {batch}, L1, `--recompute block`, on paper:")
+    print()
+    cards = "".join(f" {c.name}: ms (arithmetic, bytes, pauses) |" for c in CARDS)
+    print(f"| network | GFLOP | GB, of that workspaces | launches |{cards}")
+    print("|---" * (4 + len(CARDS)) + "|")
+    longest = []
+    for name, network in NETWORKS:
+        found = work(paragon, network, precision, step)
+        kinds, launches = found["operations"], found["launches"]
+        workspaces = sum(2 * kind["workspace"] for kind in kinds)
+        row = f"| {name} | {2e-9 * found['multiply_adds']:.0f} | {1e-9 * (found['bytes'] + workspaces):.1f}, {1e-9 * workspaces:.1f} | {launches} |"
+        for card in CARDS:
+            times = [1e3 * seconds for seconds in modelled(kinds, launches, card)]
+            row += " {:.1f} ({:.1f}, {:.1f}, {:.1f}) |".format(*times)
+        print(row, flush=True)
+        cost = sorted(((modelled([kind], kind["launches"], CARDS[0])[0], kind) for kind in kinds), key=lambda c: -c[0])
+        longest.append((name, sum(seconds for seconds, _ in cost), cost[:3]))
+    print()
+    print(f"What takes most on an {CARDS[0].name}:")
+    print()
+    print("| network | operations, their number, share of the time |")
+    print("|---|---|")
+    for name, total, cost in longest:
+        parts = "; ".join(f"{kind['operation']}, {kind['count']}, {100 * seconds / total:.0f} %" for seconds, kind in cost)
+        print(f"| {name} | {parts} |")
+
+
+if __name__ == "__main__":
+    print_table(*(sys.argv[1:] or ["paragon"]), "f32", (128, 16))
