@@ -97,6 +97,8 @@ class Program:
         name, settings = network
         flags = subprocess.run([self.binary, "bench", what, "--help"], capture_output=True, text=True).stdout
         command = [self.binary, "bench", what, "--arch" if "--arch" in flags else "--network", name]
+        if what == "upscale" and "--device" in flags:
+            command += ["--device", "cpu"]
         for key, value in settings.items():
             command += ["--network-set" if "--network-set" in flags else "--set", f"{key}={value}"]
         run = subprocess.run([*command, *arguments, "--json"], capture_output=True, text=True)
@@ -108,7 +110,7 @@ class Program:
     def step(self, network, a, sizes, repeat, precision, recompute):
         """Seconds, MiB of the arena, and the share of the peak of multiply-adds in that precision. `sizes`: batch and LQ size."""
         batch, lq = sizes
-        found = self.bench("step", network, ["--device", "cpu", "--scale", str(a.scale), "--batch-size", str(batch), "--lq-size", str(lq),
+        found = self.bench("step", network, ["--scale", str(a.scale), "--batch-size", str(batch), "--lq-size", str(lq),
                                              "--threads", str(a.threads), "--steps", str(repeat), "--step-only",
                                              "--precision", precision, "--recompute", recompute])  # fmt: skip
         if precision == "bf16" and "bf16" not in found["device"]:
