@@ -6,9 +6,9 @@ use super::DevicePlace;
 use crate::backend::Backend;
 use crate::backend::CudaSizing;
 use crate::backend::cpu::{CpuBackend, CpuOptions};
-use crate::backend::cuda::{CudaBackend, Device, device_count};
+use crate::backend::cuda::{CudaBackend, Device, Joining, RankCheck, RankSum, device_count};
 use crate::plan::{Plan, Precision};
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -39,6 +39,40 @@ impl FromStr for DeviceChoice {
                 })
             }
         }
+    }
+}
+
+impl DeviceChoice {
+    /// The device of one of several ranks: the card of its number on its host (`local_rank` of
+    /// `on_host`), or the only one that the launcher shows it. `cards`: how many the driver finds.
+    ///
+    /// # Errors
+    /// There are fewer cards than ranks on the host, or all of them were given the same card.
+    pub fn of_rank(self, local_rank: usize, on_host: usize, cards: usize) -> Result<DeviceChoice> {
+        match self {
+            DeviceChoice::Cpu => return Ok(DeviceChoice::Cpu),
+            DeviceChoice::Auto if cards == 0 => return Ok(DeviceChoice::Cpu),
+            DeviceChoice::Cuda(number) if number > 0 => {
+                ensure!(
+                    on_host == 1,
+                    "--device cuda:{number} names one card for all {on_host} ranks of this host; give --device cuda, with which every rank takes the \
+                     card of its number, and choose among the cards with CUDA_VISIBLE_DEVICES"
+                );
+                return Ok(self);
+            }
+            DeviceChoice::Auto | DeviceChoice::Cuda(_) => {}
+        }
+        // One card is the rank's own, or shared with others, which the ranks notice when they agree.
+        if cards <= 1 {
+            return Ok(DeviceChoice::Cuda(0));
+        }
+        ensure!(
+            local_rank < cards,
+            "rank number {local_rank} of this host (counted from 0) finds no card of its own: {on_host} ranks were started there and the driver finds \
+             {cards} cards; start at most {cards} ranks on this host (mpirun --map-by ppr:{cards}:node, srun --ntasks-per-node={cards}), or \
+             give --device cpu"
+        );
+        Ok(DeviceChoice::Cuda(local_rank))
     }
 }
 
@@ -134,6 +168,23 @@ impl OpenedDevice {
         self.device.as_ref()
     }
 
+    /// A backend with a plan loaded, whose card is connected with those of the other ranks; `check`
+    /// fails if one of them is in trouble.
+    ///
+    /// # Errors
+    /// The arena cannot be allocated, there is no card, or the ranks cannot be connected.
+    pub fn backend_of_rank(
+        &self,
+        plan: Plan,
+        joining: Joining<'_>,
+        check: RankCheck<'_>,
+    ) -> Result<(Box<dyn Backend>, RankSum)> {
+        let device = self.device.as_ref().context("there is no card")?;
+        let backend = CudaBackend::new(device, plan)?;
+        let sum = RankSum::join(&backend, joining, check)?;
+        Ok((Box::new(backend), sum))
+    }
+
     /// A backend with a plan loaded.
     ///
     /// # Errors
@@ -149,6 +200,35 @@ impl OpenedDevice {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_rank_takes_the_card_of_its_number_on_its_host() {
+        use DeviceChoice::{Auto, Cpu, Cuda};
+        for (choice, local_rank, on_host, cards, expected) in [
+            (Cuda(0), 0, 4, 4, Cuda(0)),
+            (Cuda(0), 3, 4, 8, Cuda(3)),
+            (Auto, 1, 2, 2, Cuda(1)),
+            (Auto, 1, 2, 0, Cpu),
+            (Cpu, 1, 2, 2, Cpu),
+            // the launcher shows every rank one card
+            (Cuda(0), 3, 4, 1, Cuda(0)),
+            // opening it says that there is none
+            (Cuda(0), 1, 2, 0, Cuda(0)),
+            (Cuda(2), 0, 1, 4, Cuda(2)),
+        ] {
+            let found = choice.of_rank(local_rank, on_host, cards).unwrap();
+            assert_eq!(found, expected, "{choice:?}, {local_rank} of {on_host}");
+        }
+        let error = Cuda(0).of_rank(2, 3, 2).unwrap_err().to_string();
+        assert!(
+            error.contains("3 ranks")
+                && error.contains("2 cards")
+                && error.contains("--device cpu"),
+            "{error}"
+        );
+        let error = Cuda(1).of_rank(0, 2, 2).unwrap_err().to_string();
+        assert!(error.contains("--device cuda,"), "{error}");
+    }
 
     #[test]
     fn devices_are_named_as_users_write_them() {
