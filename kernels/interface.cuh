@@ -726,6 +726,27 @@ static_assert(sizeof(GradientSquaresArguments) == 32, "the layout that Rust writ
 typedef GradientSquaresArguments gradient_squares_arguments;
 enum { gradient_squares_threads = 256 };
 
+struct AddGradientsArguments {
+    // `[count]`: this rank's own gradients.
+    const float* own;
+    // `[ranks - 1][stride]`, of which `count` each: those of the other ranks, in their order.
+    const float* received;
+    // `[count]`: the sums of the rounds before; not read in the first one.
+    const float* sums;
+    // `[count]`: `sums`, or `own` in the last round.
+    float* out;
+    int count;
+    int stride;
+    int ranks;
+    // Number of this rank.
+    int rank;
+    // 1 in the first round of an iteration.
+    int first;
+};
+static_assert(sizeof(AddGradientsArguments) == 56, "the layout that Rust writes");
+typedef AddGradientsArguments add_gradients_arguments;
+enum { add_gradients_threads = 256 };
+
 struct AdamArguments {
     // `[count]`, as are the four after it.
     float* parameters;

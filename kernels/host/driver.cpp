@@ -9,6 +9,9 @@
 // multiprocessor of an RTX 3060 holds. FAKE_CUDA_REGISTERS (16) and FAKE_CUDA_LOCAL (0) are what its
 // assembler makes of a kernel, FAKE_CUDA_BLOCKS (2) what fits at once.
 //
+// FAKE_CUDA_DEVICES (1) is how many cards there are. FAKE_CUDA_LOG=FILE gets a line for every kernel as it
+// runs, in FILE-PROCESS.
+//
 // FAKE_CUDA_FAIL=call:number:error lets the call with that number (from 1) of a function fail with an
 // error code; "kernel" is not a function but the launches as they run, whose error shows at the next
 // call. After an error of a lost device (214, 700 to 719) every later call fails with it.
@@ -21,6 +24,8 @@
 #include <mutex>
 #include <string>
 #include <vector>
+
+#include <unistd.h>
 
 #include "scheduler.h"
 
@@ -36,9 +41,12 @@ long long number(const char* name, long long otherwise) {
     return text ? std::atoll(text) : otherwise;
 }
 
+// Work on a stream; false: it waits for another process and has to be tried again.
+using Work = std::function<bool()>;
+
 // A captured launch, and the launches that it waits for.
 struct Node {
-    std::function<void()> work;
+    Work work;
     std::vector<size_t> after;
     bool concurrent;  // not on the stream where the capture began
 };
@@ -49,18 +57,30 @@ struct Graph {
 };
 struct Stream {
     long long index;
-    std::vector<std::function<void()>> queue;
+    std::vector<Work> queue;
     size_t done = 0;
     Graph* capture = nullptr;
     std::vector<size_t> after = {};  // what the next captured launch waits for
 
-    void run(size_t until) {
-        while (done < until) {
-            // taken out of the queue first: the work may itself need an earlier part of this stream
-            std::function<void()> next = std::move(queue[done]);
-            next();
-            done++;
+    // Does the next piece of work, unless it waits for another process.
+    bool step() {
+        // taken out of the queue first: the work may itself need an earlier part of this stream
+        Work next = std::move(queue[done]);
+        if (!next()) {
+            queue[done] = std::move(next);
+            return false;
         }
+        done++;
+        return true;
+    }
+    // True when all work up to a position is done.
+    bool try_run(size_t until) {
+        while (done < until)
+            if (!step()) return false;
+        return true;
+    }
+    void run(size_t until) {
+        while (!try_run(until)) usleep(200);
     }
 };
 struct Event {
@@ -104,14 +124,38 @@ Result fails(const char* call) {
 #define MAY_FAIL(call) \
     if (Result error = fails(call)) return error
 
-void enqueue(Stream* stream, std::function<void()> work) {
+void note(const char* text) {
+    static const char* name = std::getenv("FAKE_CUDA_LOG");
+    static FILE* file = name ? std::fopen((std::string(name) + "-" + std::to_string(getpid())).c_str(), "a") : nullptr;
+    if (!file) return;
+    std::fprintf(file, "%s\n", text);
+    std::fflush(file);
+}
+
+void enqueue_tried(Stream* stream, Work work) {
     stream->queue.push_back(std::move(work));
     if (stream->index == number("FAKE_CUDA_EAGER", -1)) stream->run(stream->queue.size());
+}
+void enqueue(Stream* stream, std::function<void()> work) {
+    enqueue_tried(stream, [work] {
+        work();
+        return true;
+    });
 }
 
 }  // namespace
 
 #define CALL extern "C" __attribute__((visibility("default"))) Result
+
+// For the stand-in of NCCL (nccl.cpp): work that may wait for another process, and lines of the log.
+extern "C" __attribute__((visibility("default"))) void paragon_enqueue(Stream* stream, bool (*work)(void*), void* argument) {
+    Guard guard(lock);
+    enqueue_tried(stream, [=] { return work(argument); });
+}
+extern "C" __attribute__((visibility("default"))) void paragon_note(const char* text) {
+    Guard guard(lock);
+    note(text);
+}
 
 CALL cuInit(unsigned) { return OK; }
 CALL cuDriverGetVersion(int* version) {
@@ -129,6 +173,12 @@ CALL cuDeviceGet(int* device, int ordinal) {
 CALL cuDeviceGetName(char* name, int length, int) {
     const char* own = std::getenv("FAKE_CUDA_NAME");
     std::snprintf(name, static_cast<size_t>(length), "%s", own ? own : "fiber GPU");
+    return OK;
+}
+CALL cuDeviceGetUuid_v2(unsigned char* bytes, int device) {
+    std::memset(bytes, 0, 16);
+    bytes[0] = static_cast<unsigned char>(device + 1);
+    bytes[1] = static_cast<unsigned char>(number("FAKE_CUDA_UUID", 0));
     return OK;
 }
 CALL cuDeviceGetAttribute(int* value, int attribute, int) {
@@ -247,7 +297,7 @@ CALL cuEventQuery(Event* event) {
     if (current == nullptr) return NO_CONTEXT;
     MAY_FAIL("cuEventQuery");
     if (!event->stream || event->stream->done >= event->position) return OK;
-    event->stream->run(event->stream->done + 1);  // time passes
+    event->stream->step();  // time passes
     return NOT_READY;
 }
 CALL cuEventSynchronize(Event* event) {
@@ -276,7 +326,7 @@ CALL cuStreamWaitEvent(Stream* stream, Event* event, unsigned) {
     if (stream->capture) return INVALID;
     Stream* other = event->stream;
     size_t position = event->position;
-    enqueue(stream, [other, position] { other->run(position); });
+    enqueue_tried(stream, [other, position] { return other->try_run(position); });
     return OK;
 }
 
@@ -342,16 +392,18 @@ CALL cuLaunchKernel(Function* f, unsigned x, unsigned y, unsigned z, unsigned bx
     std::vector<uint64_t> arguments((bytes + 7) / 8);
     std::memcpy(arguments.data(), parameters[0], bytes);
     Launch l{f->precision, f->name, {x, y, z}, bx, shared, static_cast<uint32_t>(bytes)};
-    auto work = [l, arguments] {
-        if (lost || fails("kernel")) return;
+    Work work = [l, arguments] {
+        if (lost || fails("kernel")) return true;
+        note(l.kernel.c_str());
         launch(l, arguments.data(), Order::Mixed);
+        return true;
     };
     if (stream->capture) {
         std::vector<Node>& nodes = stream->capture->nodes;
         nodes.push_back({work, stream->after, stream != stream->capture->streams[0]});
         stream->after = {nodes.size() - 1};
     } else {
-        enqueue(stream, work);
+        enqueue_tried(stream, work);
     }
     return OK;
 }
@@ -397,7 +449,7 @@ CALL cuGraphLaunch(Graph* graph, Stream* stream) {
         if (queued[node]) return;
         queued[node] = true;
         for (size_t before : graph->nodes[node].after) queue(before);
-        enqueue(stream, graph->nodes[node].work);
+        enqueue_tried(stream, graph->nodes[node].work);
     };
     if (graph->launched++ % 2 == 0) {
         for (size_t node = 0; node < graph->nodes.size(); node++) queue(node);

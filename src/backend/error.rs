@@ -35,6 +35,17 @@ pub enum Error {
         /// What to try.
         advice: &'static str,
     },
+    /// NCCL, through which the cards of several ranks exchange gradients, reports an error.
+    Nccl {
+        /// What was tried: `exchange gradients`.
+        action: String,
+        /// NCCL's error code (`ncclResult_t`).
+        code: i32,
+        /// NCCL's own words.
+        text: String,
+        /// Whether the reason may be another rank that has ended.
+        remote: bool,
+    },
     /// The host or the device has too little memory for the arena.
     OutOfMemory(String),
     /// The plan, or a range of a buffer, does not fit this backend.
@@ -62,6 +73,13 @@ impl Display for Error {
             } => write!(
                 f,
                 "the GPU is lost ({text}, CUDA error {code}; it showed when the program tried to {action}): {advice}. Start the program again; a training continues from its last checkpoint"
+            ),
+            Error::Nccl {
+                action, code, text, ..
+            } => write!(
+                f,
+                "NCCL could not {action}: {text} (error {code}); NCCL_DEBUG=WARN makes NCCL say more, and PARAGON_NCCL=off sums gradients in host \
+                 memory instead"
             ),
             Error::Plan(error) => error.fmt(f),
         }

@@ -9,7 +9,7 @@ use super::step_time::RunTime;
 use anyhow::{Result, bail, ensure};
 use paragon::backend::CudaSizing;
 use paragon::backend::cpu::CpuOptions;
-use paragon::backend::cuda::lower;
+use paragon::backend::cuda::{lower, nccl_is_off};
 use paragon::config::{Settings, Value};
 use paragon::loader::{LoaderBound, STACK_BYTES, degrade_bytes};
 use paragon::model::Setting;
@@ -21,7 +21,7 @@ use paragon::support::text::bytes_text;
 use paragon::sys;
 use paragon::train::{
     DeviceChoice, DevicePlace, Fit, FitChoice, Fitted, ImageSizes, Remedy, RunBudget, RunMemory,
-    TrainConfig, ValidationMemory,
+    TrainConfig, Travel, ValidationMemory,
 };
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -315,7 +315,10 @@ pub fn run(args: &Args) -> Result<()> {
         earlier: None,
         loader: &loader,
         validation: args.validation(&config, &place)?,
-        ranks: args.ranks,
+        travel: Travel {
+            ranks: args.ranks,
+            by_nccl: args.ranks > 1 && place.is_device() && !nccl_is_off(),
+        },
     };
     if machine.vram.is_some() && !place.is_device() {
         bail!(

@@ -40,14 +40,15 @@ pub fn largest(json: bool, fit: &Fit<'_>) -> Result<()> {
                     ..fit.config.clone()
                 };
                 let room = fit.validation.room.bytes;
-                let plan = fit.place.plan(&config, recompute, room)?;
-                let memory = RunMemory::new(
+                let plan = fit.place.plan(&config, recompute, room, &fit.travel)?;
+                let mut memory = RunMemory::new(
                     &config,
                     &fit.place,
                     &plan,
                     &(fit.loader)(&config, fit.slots)?,
                     &fit.validation,
                 );
+                memory.add_ranks(&config, &fit.travel, false);
                 Ok(fit.budget.holds(&memory))
             };
             // the largest batch that fits is in low..high

@@ -45,6 +45,8 @@ pub enum Class {
     Parameters,
     /// Gradients, f32, summed over the micro-batches of an iteration.
     Gradients,
+    /// Gradients of other ranks and their sums, f32, where ranks exchange them between devices.
+    Exchange,
     /// First and second moments of the optimizer, f32.
     Optimizer,
     /// Exponential moving average of the parameters, f32.
@@ -67,9 +69,10 @@ pub enum Class {
 
 impl Class {
     /// All classes in the order of the memory table.
-    pub const ALL: [Class; 10] = [
+    pub const ALL: [Class; 11] = [
         Class::Parameters,
         Class::Gradients,
+        Class::Exchange,
         Class::Optimizer,
         Class::Ema,
         Class::Batch,
@@ -94,6 +97,7 @@ impl Class {
         match self {
             Class::Parameters => "parameters",
             Class::Gradients => "gradients",
+            Class::Exchange => "gradients of other ranks",
             Class::Optimizer => "optimizer moments",
             Class::Ema => "EMA",
             Class::Batch => "staged batches (u8)",
@@ -296,6 +300,9 @@ pub struct Ports {
     pub metrics: Option<BufferId>,
     /// The block of scalars (learning rate etc.), for backends that read them from the arena.
     pub scalars: Option<BufferId>,
+    /// Where a device receives the gradients of other ranks and keeps their sums, f32: see
+    /// [`Parts::device_values`](crate::support::parts::Parts::device_values).
+    pub exchange: Option<BufferId>,
     /// A second batch buffer, for backends that copy the next batch while they compute.
     pub next_batch: Option<BufferId>,
 }

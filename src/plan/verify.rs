@@ -72,6 +72,7 @@ impl PlanData {
             p.input_gradients[1],
             p.metrics,
             p.scalars,
+            p.exchange,
             p.next_batch,
         ];
         let named = self

@@ -22,6 +22,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 /// Default of `--rank-timeout`, seconds.
 pub const USUAL_TIMEOUT: u64 = 120;
@@ -67,6 +68,11 @@ pub trait Exchange {
         false
     }
 
+    /// The longest time without a word from another rank.
+    fn timeout(&self) -> Duration {
+        Duration::from_secs(USUAL_TIMEOUT)
+    }
+
     /// Fails if the next exchange would.
     ///
     /// # Errors
@@ -106,6 +112,9 @@ pub struct Member {
 pub struct Ranks {
     link: Link,
     members: Vec<Member>,
+    /// What the launcher says about this rank among those of its host.
+    local_rank: Option<usize>,
+    timeout: Duration,
 }
 
 impl Exchange for Ranks {
@@ -123,6 +132,10 @@ impl Exchange for Ranks {
 
     fn is_troubled(&self) -> bool {
         self.link.is_troubled()
+    }
+
+    fn timeout(&self) -> Duration {
+        self.timeout
     }
 }
 
@@ -150,6 +163,8 @@ impl Ranks {
         let mut ranks = Ranks {
             link,
             members: Vec::new(),
+            local_rank: launcher.local_rank,
+            timeout,
         };
         let own = Member {
             host: crate::sys::host_name(),
@@ -182,6 +197,21 @@ impl Ranks {
     pub fn on_this_host(&self) -> usize {
         let own = &self.members[self.link.rank].host;
         self.members.iter().filter(|m| m.host == *own).count()
+    }
+
+    /// Number of this rank among those of its host, from 0: what the launcher says, otherwise
+    /// counted by the names of the hosts.
+    pub fn local_rank(&self) -> usize {
+        self.local_rank.unwrap_or_else(|| {
+            let own = self.host(self.link.rank);
+            let before = self.members[..self.link.rank].iter();
+            before.filter(|member| member.host == own).count()
+        })
+    }
+
+    /// Name of a rank's host.
+    pub fn host(&self, rank: usize) -> &str {
+        &self.members[rank].host
     }
 
     /// Number of hosts.

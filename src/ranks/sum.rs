@@ -1,6 +1,6 @@
 //! The sum of the gradients of all micro-batches of an iteration, added in the order of the
-//! micro-batches whatever the number of ranks. Depends on the exchange of messages alone. Promises
-//! the bits of one process that adds whole gradients one after another.
+//! micro-batches whatever the number of ranks. Depends on the exchange of messages and the parts
+//! that ranks own. Promises the bits of one process that adds whole gradients one after another.
 //!
 //! An iteration has one round for each micro-batch of a rank; in round `j`, rank `r` of `R` computes
 //! micro-batch `j R + r`. Every rank owns an equal part of the parameters: it receives that part of
@@ -10,15 +10,13 @@
 //! the sums is left out.
 
 use super::{Exchange, Mail};
+use crate::support::parts::{MOST_WHOLE, Parts};
 use anyhow::{Result, ensure};
 use bytemuck::{Pod, Zeroable};
 use std::ops::Range;
 
 /// Values of the [`Words`] in front of a message.
 const WORDS: usize = size_of::<Words>() / 4;
-/// Up to this number of values received in a round, gradients are sent whole: 1 MiB, which takes
-/// about as long as the second exchange costs on Ethernet (0.1 ms at 100 Gbit/s).
-const MOST_WHOLE: usize = 256 << 10;
 
 /// What a rank says to all others with every gradient.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
@@ -45,10 +43,7 @@ pub struct Words {
 pub struct OrderedSum {
     rank: usize,
     ranks: usize,
-    /// The values that each rank adds.
-    owned: Vec<Range<usize>>,
-    /// Whether every rank adds everything.
-    whole: bool,
+    parts: Parts,
     /// For each message its words and its values; all messages are one if gradients are sent whole.
     out: Vec<f32>,
     into: Vec<f32>,
@@ -67,26 +62,15 @@ impl OrderedSum {
 
     fn with_limit(exchange: &dyn Exchange, values: usize, most_whole: usize) -> OrderedSum {
         let (rank, ranks) = (exchange.rank(), exchange.ranks());
-        let whole = is_whole(ranks, values, most_whole);
-        let owned: Vec<Range<usize>> = (0..ranks)
-            .map(|owner| {
-                if whole {
-                    0..values
-                } else {
-                    owner * values / ranks..(owner + 1) * values / ranks
-                }
-            })
-            .collect();
-        let messages = if whole { 1 } else { ranks };
-        let own = owned[rank].len();
+        let parts = Parts::with_limit(ranks, values, most_whole);
+        let messages = if parts.whole() { 1 } else { ranks };
         OrderedSum {
             rank,
             ranks,
+            parts,
             out: vec![0.0; messages * WORDS + values],
-            into: vec![0.0; ranks * (WORDS + own.max(values.div_ceil(ranks)))],
-            sums: vec![0.0; own],
-            owned,
-            whole,
+            into: vec![0.0; ranks * (WORDS + parts.longest())],
+            sums: vec![0.0; parts.owned(rank).len()],
             rounds: 0,
             exchanged: 0.0,
         }
@@ -94,27 +78,25 @@ impl OrderedSum {
 
     /// Bytes that a rank of `ranks` takes for `values` gradients.
     pub fn bytes(ranks: usize, values: usize) -> u64 {
-        let whole = is_whole(ranks, values, MOST_WHOLE);
-        let part = values.div_ceil(ranks);
-        let own = if whole { values } else { part };
-        let messages = if whole { 1 } else { ranks };
-        let all = messages * WORDS + values + ranks * (WORDS + own) + own;
+        let parts = Parts::new(ranks, values);
+        let messages = if parts.whole() { 1 } else { ranks };
+        let all = messages * WORDS + values + ranks * (WORDS + parts.longest()) + parts.longest();
         all as u64 * 4
     }
 
     /// Where the message to a rank begins in `out`.
     fn message(&self, owner: usize) -> Range<usize> {
-        if self.whole {
+        if self.parts.whole() {
             return 0..self.out.len();
         }
-        let owned = &self.owned[owner];
+        let owned = self.parts.owned(owner);
         let start = owner * WORDS + owned.start;
         start..start + WORDS + owned.len()
     }
 
     /// Where the message from a rank is placed in `into`.
     fn place(&self, from: usize) -> Range<usize> {
-        let length = WORDS + self.owned[self.rank].len();
+        let length = WORDS + self.sums.len();
         from * length..(from + 1) * length
     }
 
@@ -135,8 +117,8 @@ impl OrderedSum {
             round: self.rounds,
             ..words
         };
-        for owner in 0..if self.whole { 1 } else { self.ranks } {
-            let (message, owned) = (self.message(owner), self.owned[owner].clone());
+        for owner in 0..if self.parts.whole() { 1 } else { self.ranks } {
+            let (message, owned) = (self.message(owner), self.parts.owned(owner));
             let (head, values) = self.out[message].split_at_mut(WORDS);
             head.copy_from_slice(bytemuck::cast_slice(std::slice::from_ref(&words)));
             read(owned.start, values)?;
@@ -179,7 +161,7 @@ impl OrderedSum {
         exchange: &dyn Exchange,
         write: &mut dyn FnMut(usize, &[f32]) -> Result<()>,
     ) -> Result<()> {
-        if self.whole {
+        if self.parts.whole() {
             return write(0, &self.sums);
         }
         let others = || (0..self.ranks).filter(|&rank| rank != self.rank);
@@ -188,10 +170,11 @@ impl OrderedSum {
         let sends = others().map(|rank| (rank, own.clone())).collect();
         // The sums of all ranks take as many values as the gradients, for which there is room.
         let receives = others()
-            .map(|rank| (rank, self.owned[rank].clone()))
+            .map(|rank| (rank, self.parts.owned(rank)))
             .collect();
         self.send(exchange, sends, receives)?;
-        for (rank, owned) in self.owned.iter().enumerate() {
+        for rank in 0..self.ranks {
+            let owned = self.parts.owned(rank);
             let sums = if rank == self.rank {
                 &self.sums[..]
             } else {
@@ -219,11 +202,6 @@ impl OrderedSum {
         self.exchanged += began.elapsed().as_secs_f64();
         Ok(())
     }
-}
-
-/// Whether gradients are sent whole.
-fn is_whole(ranks: usize, values: usize, most: usize) -> bool {
-    values.saturating_mul(ranks.saturating_sub(1)) <= most
 }
 
 #[cfg(test)]

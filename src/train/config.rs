@@ -230,6 +230,7 @@ impl TrainConfig {
             input_gradient: false,
             without_winograd: false,
             recompute,
+            exchange: 0,
         }
     }
 }

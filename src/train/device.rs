@@ -4,10 +4,12 @@
 
 use super::DevicePlace;
 use crate::backend::cpu::{CpuBackend, CpuOptions};
-use crate::backend::cuda::{CudaBackend, Device, RESERVED_BYTES, device_count};
+use crate::backend::cuda::{
+    CudaBackend, Device, Joining, RESERVED_BYTES, RankCheck, RankSum, device_count,
+};
 use crate::backend::{Backend, CudaSizing, DeviceChoice};
 use crate::plan::{Plan, Precision};
-use anyhow::Result;
+use anyhow::{Context, Result};
 use std::sync::Arc;
 
 /// The opened device of a run.
@@ -97,6 +99,23 @@ impl OpenedDevice {
     /// The CUDA device; `None` on the CPU.
     pub fn device(&self) -> Option<&Arc<Device>> {
         self.device.as_ref()
+    }
+
+    /// A backend with a plan loaded, whose card is connected with those of the other ranks; `check`
+    /// fails if one of them is in trouble.
+    ///
+    /// # Errors
+    /// The arena cannot be allocated, there is no card, or the ranks cannot be connected.
+    pub fn backend_of_rank(
+        &self,
+        plan: Plan,
+        joining: Joining<'_>,
+        check: RankCheck<'_>,
+    ) -> Result<(Box<dyn Backend>, RankSum)> {
+        let device = self.device.as_ref().context("there is no card")?;
+        let backend = CudaBackend::new(device, plan)?;
+        let sum = RankSum::join(&backend, joining, check)?;
+        Ok((Box::new(backend), sum))
     }
 
     /// A backend with a plan loaded.

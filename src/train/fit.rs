@@ -5,7 +5,7 @@
 //! which nobody has stated (those of the machine, or what happens to be free) never change the
 //! weights that a run produces.
 
-use super::{DevicePlace, RunBudget, RunMemory, TrainConfig, ValidationMemory};
+use super::{DevicePlace, RunBudget, RunMemory, TrainConfig, Travel, ValidationMemory};
 use crate::loader::LoaderBound;
 use crate::model::Recompute;
 use crate::plan::{Op, Plan};
@@ -69,8 +69,8 @@ pub struct Fit<'a> {
     pub loader: &'a dyn Fn(&TrainConfig, usize) -> Result<LoaderBound>,
     /// The memory that validation takes.
     pub validation: ValidationMemory,
-    /// Ranks that share the micro-batches of an iteration; 1 for a process that is alone.
-    pub ranks: usize,
+    /// The ranks that share the micro-batches of an iteration.
+    pub travel: Travel,
 }
 
 /// A run that fits its budget.
@@ -118,7 +118,7 @@ impl Fit<'_> {
     /// Pairs of batch size and accumulation with the requested samples in an iteration, from the
     /// requested batch size downwards.
     fn splits(&self) -> impl Iterator<Item = (usize, usize)> {
-        let (effective, ranks) = (self.config.effective_batch(), self.ranks);
+        let (effective, ranks) = (self.config.effective_batch(), self.travel.ranks);
         (1..=self.config.batch_size)
             .rev()
             .filter(move |b| effective.is_multiple_of(*b))
@@ -154,9 +154,10 @@ impl Fit<'_> {
     /// Plans a choice with LQ patches of `lq_size` pixels and computes its memory.
     fn candidate(&self, choice: FitChoice, lq_size: usize) -> Result<Candidate> {
         let config = self.with(choice, lq_size);
+        let room = self.validation.room.bytes;
         let plan = self
             .place
-            .plan(&config, choice.recompute, self.validation.room.bytes)?;
+            .plan(&config, choice.recompute, room, &self.travel)?;
         let mut memory = RunMemory::new(
             &config,
             &self.place,
@@ -165,7 +166,7 @@ impl Fit<'_> {
             &self.validation,
         );
         let adds = adds_whole_gradients(&plan, choice.accum_iter);
-        memory.add_ranks(&config, self.ranks, adds);
+        memory.add_ranks(&config, &self.travel, adds);
         Ok(Candidate {
             choice,
             plan,
@@ -197,7 +198,7 @@ impl Fit<'_> {
             // first, for the same bits.
             let earlier = self
                 .earlier
-                .filter(|e| e.0 < asked.batch_size && e.1.is_multiple_of(self.ranks));
+                .filter(|e| e.0 < asked.batch_size && e.1.is_multiple_of(self.travel.ranks));
             splits = earlier.into_iter().chain(self.splits()).collect();
         }
         // The stated budget alone decides the split; the memory of the machine decides the rest.
@@ -454,7 +455,7 @@ mod tests {
             earlier: None,
             loader: &loader,
             validation: ValidationMemory::default(),
-            ranks: 1,
+            travel: Travel::ALONE,
         }
         .choose()
     }
@@ -470,7 +471,7 @@ mod tests {
         assert!(as_requested.reason.is_none() && as_requested.config == config);
         let place = DevicePlace::Cpu(CpuOptions::new(1));
         let plan = place
-            .plan(&config, as_requested.choice.recompute, 0)
+            .plan(&config, as_requested.choice.recompute, 0, &Travel::ALONE)
             .unwrap();
         assert_eq!(as_requested.plan.arena_bytes, plan.arena_bytes);
 

@@ -5,12 +5,14 @@
 
 use super::TrainConfig;
 use crate::backend::cpu::{Bf16Unit, CpuOptions, Products};
+use crate::backend::cuda::{NCCL_DEVICE_BYTES, NCCL_HOST_BYTES};
 use crate::backend::{CONTEXT_ESTIMATE, CudaSizing, DRIVER_HOST_ESTIMATE};
 use crate::inference::upscale::{LeastRoom, Tiler, least_room};
 use crate::loader::LoaderBound;
-use crate::model::{Recompute, training_plan};
+use crate::model::{Recompute, StepSpec, training_plan};
 use crate::plan::{MemoryLine, MemoryTable, Plan, Precision, Sizing};
 use crate::ranks::{LIBRARY_BYTES, OrderedSum};
+use crate::support::parts::Parts;
 use crate::support::text::bytes_text;
 use anyhow::Result;
 use serde::Serialize;
@@ -66,6 +68,33 @@ impl ValidationMemory {
     }
 }
 
+/// The ranks of a run, and how their gradients travel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Travel {
+    /// Ranks that share the micro-batches of an iteration; 1 for a process that is alone.
+    pub ranks: usize,
+    /// Whether gradients go from card to card through NCCL and are summed there, and not on the
+    /// host.
+    pub by_nccl: bool,
+}
+
+impl Travel {
+    /// A process that is alone.
+    pub const ALONE: Travel = Travel {
+        ranks: 1,
+        by_nccl: false,
+    };
+
+    /// f32 values that a step's plan has for the gradients of other ranks.
+    fn device_values(&self, config: &TrainConfig) -> usize {
+        if self.by_nccl {
+            Parts::new(self.ranks, config.network.params().trainable()).device_values()
+        } else {
+            0
+        }
+    }
+}
+
 /// Where the step runs.
 #[derive(Clone, Copy, Debug)]
 pub enum DevicePlace {
@@ -101,12 +130,23 @@ impl DevicePlace {
     }
 
     /// The plan of the training step here. Its arena has at least `room` bytes that are free between
-    /// steps, for validation.
+    /// steps, for validation, and with `travel` the memory in which a device sums the gradients of
+    /// ranks.
     ///
     /// # Errors
     /// The step cannot be planned, or has sizes that are too large.
-    pub fn plan(&self, config: &TrainConfig, recompute: Recompute, room: u64) -> Result<Plan> {
-        let mut plan = training_plan(&config.network, &config.step_spec(recompute), self.sizing())?;
+    pub fn plan(
+        &self,
+        config: &TrainConfig,
+        recompute: Recompute,
+        room: u64,
+        travel: &Travel,
+    ) -> Result<Plan> {
+        let spec = StepSpec {
+            exchange: travel.device_values(config),
+            ..config.step_spec(recompute)
+        };
+        let mut plan = training_plan(&config.network, &spec, self.sizing())?;
         plan.reserve_between_steps(room);
         Ok(plan)
     }
@@ -257,11 +297,21 @@ impl RunMemory {
 }
 
 impl RunMemory {
-    /// Adds what one of several ranks holds besides: the messages with gradients, and the MPI
-    /// library. `adds`: whether a process that is alone adds gradients as ranks do.
-    pub fn add_ranks(&mut self, config: &TrainConfig, ranks: usize, adds: bool) {
-        let bytes = OrderedSum::bytes(ranks, config.network.params().trainable());
-        let lines = match ranks {
+    /// Adds what one of several ranks holds besides: the messages with gradients, the MPI library,
+    /// and NCCL where it is used. `adds`: whether a process that is alone adds gradients as ranks do.
+    pub fn add_ranks(&mut self, config: &TrainConfig, travel: &Travel, adds: bool) {
+        let ranks = travel.ranks;
+        // with NCCL, messages on the host have words and no gradients
+        let values = if travel.by_nccl {
+            self.device
+                .push(line("NCCL on the device (allowance)", NCCL_DEVICE_BYTES));
+            self.device_bytes = self.device_bytes.saturating_add(NCCL_DEVICE_BYTES);
+            0
+        } else {
+            config.network.params().trainable()
+        };
+        let bytes = OrderedSum::bytes(ranks, values);
+        let mut lines = match ranks {
             1 if adds => vec![line("sum of gradients", bytes)],
             1 => return,
             _ => vec![
@@ -269,6 +319,10 @@ impl RunMemory {
                 line("MPI library (allowance)", LIBRARY_BYTES),
             ],
         };
+        if travel.by_nccl {
+            lines[0].what = format!("words of {ranks} ranks");
+            lines.push(line("NCCL on the host (allowance)", NCCL_HOST_BYTES));
+        }
         for line in lines {
             self.host_bytes = self.host_bytes.saturating_add(line.bytes);
             let program = self.host.len().saturating_sub(1);

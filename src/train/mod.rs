@@ -36,7 +36,7 @@ pub use log::Log;
 pub use log_digest::{LogDigest, read_log};
 pub use log_line::{LogLine, RanksLine};
 pub use loss_scale::LossScale;
-pub use memory::{DevicePlace, ImageSizes, RunBudget, RunMemory, ValidationMemory};
+pub use memory::{DevicePlace, ImageSizes, RunBudget, RunMemory, Travel, ValidationMemory};
 pub use options::{BestScore, ConfigFile, Level, Report, RunOptions, RunSummary};
 pub use prefetch::Prefetch;
 pub use previews::{KeptPreview, kept_previews, read_preview};

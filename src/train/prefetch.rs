@@ -18,6 +18,18 @@ pub struct Prefetch {
 }
 
 impl Prefetch {
+    /// The same for one of several ranks of a host, whose share of the cores is `cores`.
+    #[must_use]
+    pub fn among_ranks(self, place: &DevicePlace, cores: usize) -> Prefetch {
+        let usual = place
+            .is_device()
+            .then_some(cores.clamp(1, MAX_DEFAULT_THREADS));
+        Prefetch {
+            threads: self.threads.or(usual),
+            ..self
+        }
+    }
+
     /// Loader threads and slots. CPU: one loader thread, the other threads compute the step. CUDA:
     /// nothing else uses the CPU, so all cores load (at most 16).
     pub fn at(&self, place: &DevicePlace) -> (usize, usize) {
@@ -53,6 +65,8 @@ mod tests {
         assert_eq!(defaults.at(&cpu), (1, 4));
         let (threads, slots) = defaults.at(&gpu);
         assert!((1..=MAX_DEFAULT_THREADS).contains(&threads) && slots == threads + 3);
+        assert_eq!(defaults.among_ranks(&gpu, 3).at(&gpu), (3, 6));
+        assert_eq!(defaults.among_ranks(&cpu, 3).at(&cpu), (1, 4));
         assert_eq!(
             Prefetch {
                 threads: Some(5),

@@ -53,6 +53,7 @@ mod plan_properties;
 mod plan_recompute;
 mod portability;
 mod ranks;
+mod ranks_cuda;
 mod reference;
 mod reference_attention;
 mod reference_operations;

@@ -13,7 +13,7 @@ use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 /// The launchers of Open MPI and of MPICH that are installed.
-fn launchers() -> Vec<&'static str> {
+pub fn launchers() -> Vec<&'static str> {
     let known = ["mpirun.openmpi", "mpirun.mpich"];
     let found: Vec<&str> = known
         .into_iter()
@@ -71,7 +71,7 @@ fn ranks(launcher: &str, count: usize, set: &Path, out: &Path, flags: Flags) -> 
 }
 
 /// The outcome of a run without what depends on the number of ranks.
-fn result(out: &Path) -> Outcome {
+pub fn result(out: &Path) -> Outcome {
     let mut outcome = outcome(out);
     for line in &mut outcome.log {
         line.as_object_mut().unwrap().remove("ranks");
@@ -85,7 +85,7 @@ fn alone(set: &Path, out: &Path, flags: Flags) -> Outcome {
 }
 
 /// The process of a rank of a run.
-fn process_of(out: &Path, rank: usize) -> i32 {
+pub fn process_of(out: &Path, rank: usize) -> i32 {
     let mut found = None;
     let wanted = [
         format!("OMPI_COMM_WORLD_RANK={rank}"),
@@ -113,7 +113,7 @@ fn process_of(out: &Path, rank: usize) -> i32 {
     found.unwrap()
 }
 
-fn send(process: i32, signal: i32) {
+pub fn send(process: i32, signal: i32) {
     // SAFETY: the process is one that this test has started
     unsafe { libc::kill(process, signal) };
 }

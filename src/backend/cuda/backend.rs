@@ -36,7 +36,7 @@ pub struct CudaBackend {
     /// Where the plan's arena begins: at the allocation's start, or inside the part that another
     /// backend lends.
     pub(super) base: u64,
-    memory: Arc<Memory>,
+    pub(super) memory: Arc<Memory>,
     pub(super) module: Arc<Module>,
     /// Two where the next batch is copied ahead, else one.
     pub(super) places: Vec<BatchPlace>,

@@ -162,6 +162,27 @@ impl Device {
         self.context.bind_to_thread().call("use the device")
     }
 
+    /// What identifies the card, or the slice of one, on its host.
+    ///
+    /// # Errors
+    /// When the driver refuses.
+    pub fn identity(&self) -> Result<String> {
+        let mut id = sys::CUuuid { bytes: [0; 16] };
+        self.bind()?;
+        // SAFETY: the call writes 16 bytes, to a variable that outlives it; unlike the first
+        // version, the second one tells the slices of a card apart
+        unsafe { sys::cuDeviceGetUuid_v2(&mut id, self.context.cu_device()) }
+            .result()
+            .call("ask for the card's identity")?;
+        let bytes = id.bytes.iter();
+        Ok(bytes.map(|byte| format!("{byte:02x}")).collect())
+    }
+
+    /// The kind of card: name and generation. Cards of one kind give the same bits.
+    pub fn kind(&self) -> String {
+        format!("{} (sm_{})", self.name, self.capability)
+    }
+
     /// The type of activations that the card is fastest with.
     pub fn usual_precision(&self) -> Precision {
         if self.capability >= 80 {

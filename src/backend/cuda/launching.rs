@@ -1,9 +1,12 @@
 //! Launching: a plan's launches in their orders, one by one or captured as graphs. Depends on the
 //! backend and the device.
 
+use super::arguments::Pointer;
 use super::backend::CudaBackend;
+use super::device::Device;
 use super::driver::Call;
 use super::launch::{Launch, Order};
+use super::module::Module;
 use anyhow::{Context, Result, ensure};
 use cudarc::driver::{CudaGraph, CudaStream, result, sys};
 use std::ffi::c_void;
@@ -19,6 +22,43 @@ pub(super) struct StepGraph(pub CudaGraph);
 // SAFETY: the driver asks only that no two threads use a graph at once. The type is not `Sync`, and
 // every launch binds the context to its thread first
 unsafe impl Send for StepGraph {}
+
+/// Launches a kernel on a stream, and waits for it where a switch asks for that. `address` says
+/// where the buffers are; they have the sizes that the launch was made for.
+pub(super) fn launch_kernel(
+    device: &Device,
+    module: &Module,
+    l: &Launch,
+    address: impl Fn(&Pointer) -> u64,
+    stream: &Arc<CudaStream>,
+) -> Result<()> {
+    let function = module.function(l.kernel)?;
+    let mut arguments = l.arguments.words(address);
+    // one parameter, the struct; the driver copies as many bytes as the kernel declares
+    let mut parameters: [*mut c_void; 1] = [arguments.as_mut_ptr().cast()];
+    let [mut x, y, z] = l.grid;
+    if l.persistent {
+        x = x.min(device.processors * function.blocks_at_once(l.block, l.shared)?);
+    }
+    // SAFETY: the arguments are the struct that the kernel declares (both come from one
+    // declaration) and outlive the call; their addresses are inside the plan's buffers, which
+    // tests show by replaying the same launches on the host
+    unsafe {
+        result::launch_kernel(
+            function.0,
+            (x, y, z),
+            (l.block, 1, 1),
+            l.shared,
+            stream.cu_stream(),
+            &mut parameters,
+        )
+    }
+    .call("launch a kernel")?;
+    if device.switches.sync {
+        stream.synchronize().call("complete a kernel")?;
+    }
+    Ok(())
+}
 
 impl CudaBackend {
     /// Captures the step as graphs; where that fails, it is launched kernel by kernel.
@@ -107,36 +147,10 @@ impl CudaBackend {
         }
     }
 
-    /// Launches a kernel on a stream, and waits for it where a switch asks for that.
+    /// Launches a kernel of the plan on a stream.
     fn launch_one(&self, l: &Launch, stream: &Arc<CudaStream>) -> Result<()> {
-        let function = self.module.function(l.kernel)?;
-        let mut arguments = l
-            .arguments
-            .words(|p| self.base + self.plan.buffer(p.buffer).offset + p.bytes);
-        // one parameter, the struct; the driver copies as many bytes as the kernel declares
-        let mut parameters: [*mut c_void; 1] = [arguments.as_mut_ptr().cast()];
-        let [mut x, y, z] = l.grid;
-        if l.persistent {
-            x = x.min(self.device.processors * function.blocks_at_once(l.block, l.shared)?);
-        }
-        // SAFETY: the arguments are the struct that the kernel declares (both come from one
-        // declaration) and outlive the call; their addresses are inside the plan's buffers, which
-        // tests show by replaying the same launches on the host
-        unsafe {
-            result::launch_kernel(
-                function.0,
-                (x, y, z),
-                (l.block, 1, 1),
-                l.shared,
-                stream.cu_stream(),
-                &mut parameters,
-            )
-        }
-        .call("launch a kernel")?;
-        if self.device.switches.sync {
-            stream.synchronize().call("complete a kernel")?;
-        }
-        Ok(())
+        let address = |p: &Pointer| self.base + self.plan.buffer(p.buffer).offset + p.bytes;
+        launch_kernel(&self.device, &self.module, l, address, stream)
     }
 
     /// A launch in words.

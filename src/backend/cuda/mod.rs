@@ -2,8 +2,8 @@
 //! family of operations, as in `kernels/`; a device, or in the tests the host's fibers, runs the
 //! launches and needs nothing else. Depends on the plan.
 //!
-//! Inside, each file depends only on files further down this list: `profile`, `arena`, `launching`, `backend`,
-//! `batch`, `device`, `module`, `driver`, `resources`, `switches`; `lower`, `sizing`, the families (`conv`, `nano`, `reconstruct`, `structural`,
+//! Inside, each file depends only on files further down this list: `rank_sum`, `nccl`, `profile`, `arena`,
+//! `launching`, `backend`, `batch`, `device`, `module`, `driver`, `resources`, `switches`; `lower`, `sizing`, the families (`conv`, `nano`, `reconstruct`, `structural`,
 //! `optimizer`, `pixels`, `plain`), `reduce`, `lowering`, `scalars`, `launch`, `signatures`, `arguments`,
 //! `tiles`, `limits`, `constants`.
 
@@ -24,11 +24,13 @@ mod lower;
 mod lowering;
 mod module;
 mod nano;
+mod nccl;
 mod operation;
 mod optimizer;
 mod pixels;
 mod plain;
 mod profile;
+mod rank_sum;
 mod reconstruct;
 mod reduce;
 mod resources;
@@ -52,7 +54,9 @@ pub use launch::{Launch, Order, Program};
 pub use limits::MOST_SHARED;
 #[doc(hidden)]
 pub use lower::{lower, lower_range};
+pub use nccl::{NCCL_DEVICE_BYTES, NCCL_HOST_BYTES, NCCL_VARIABLE, Nccl, nccl_is_off};
 pub use profile::LaunchTime;
+pub use rank_sum::{Joining, RankCheck, RankSum};
 pub use resources::KernelResources;
 #[doc(hidden)]
 pub use scalars::{SCALARS_BYTES, scalars_launch};

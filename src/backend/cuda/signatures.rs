@@ -583,6 +583,27 @@ c_structs! {
         GRADIENT_SQUARES = gradient_squares [BLOCK_THREADS, BLOCK_THREADS];
     }
 
+    struct AddGradientsArguments {
+        /// `[count]`: this rank's own gradients.
+        own: *const Gradient,
+        /// `[ranks - 1][stride]`, of which `count` each: those of the other ranks, in their order.
+        received: *const Gradient,
+        /// `[count]`: the sums of the rounds before; not read in the first one.
+        sums: *const Gradient,
+        /// `[count]`: `sums`, or `own` in the last round.
+        out: *mut Gradient,
+        count: i32,
+        stride: i32,
+        ranks: i32,
+        /// Number of this rank.
+        rank: i32,
+        /// 1 in the first round of an iteration.
+        first: i32,
+    }
+    kernels {
+        ADD_GRADIENTS = add_gradients [BLOCK_THREADS, BLOCK_THREADS];
+    }
+
     struct AdamArguments {
         /// `[count]`, as are the four after it.
         parameters: *mut Parameter,

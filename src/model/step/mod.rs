@@ -44,6 +44,9 @@ pub struct StepSpec {
     pub without_winograd: bool,
     /// What is kept between forward and backward.
     pub recompute: Recompute,
+    /// f32 values for the gradients of other ranks, where ranks exchange them between devices; 0
+    /// elsewhere.
+    pub exchange: usize,
 }
 
 impl StepSpec {
@@ -62,6 +65,7 @@ impl StepSpec {
             input_gradient: false,
             without_winograd: false,
             recompute: Recompute::default(),
+            exchange: 0,
         }
     }
 }
@@ -124,6 +128,7 @@ struct Persistent {
     ema: BufferId,
     metrics: BufferId,
     scalars: Option<BufferId>,
+    exchange: Option<BufferId>,
     batch: Option<BatchLayout>,
     next_batch: Option<BufferId>,
 }
@@ -139,6 +144,8 @@ impl Persistent {
         let metrics = b.buffer("metrics", Class::Metrics, METRICS as u64 * 8);
         let scalar_bytes = b.scalar_bytes();
         let scalars = (scalar_bytes > 0).then(|| b.buffer("scalars", Class::Metrics, scalar_bytes));
+        let name = "gradients of other ranks";
+        let exchange = (spec.exchange > 0).then(|| b.floats(name, Class::Exchange, spec.exchange));
         let batch = (!spec.float_input).then(|| batch_buffer(b, net, spec.batch, spec.lq, true));
         let next_batch = batch
             .filter(|_| b.copies_ahead())
@@ -151,6 +158,7 @@ impl Persistent {
             ema,
             metrics,
             scalars,
+            exchange,
             batch,
             next_batch,
         }
@@ -184,6 +192,7 @@ impl Persistent {
             ema: Some(self.ema),
             metrics: Some(self.metrics),
             scalars: self.scalars,
+            exchange: self.exchange,
             next_batch: self.next_batch,
             ..Ports::default()
         }

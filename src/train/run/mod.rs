@@ -3,6 +3,7 @@
 //! is killed at any moment and started again ends in the same bits as an unbroken one, and that its
 //! memory was fitted, reported, and refused if too large, before the first step.
 
+mod cards;
 mod checkpoint;
 mod line;
 mod meter;
@@ -35,8 +36,6 @@ use std::sync::Arc;
 
 /// Index of the network's parameters in [`super::State::vectors`].
 const PARAMETERS: usize = 0;
-/// Index of the first moments of the trainable parameters in [`super::State::vectors`].
-const MOMENT1: usize = 1;
 /// Index of the EMA network in [`super::State::vectors`].
 const EMA: usize = 3;
 /// Iterations between two measurements of the process's memory.
@@ -86,7 +85,7 @@ pub fn train_as_rank(
     };
     preparation.check()?;
     let opened = preparation.open_device()?;
-    preparation.agree(&opened)?;
+    let nccl = preparation.agree(&opened)?;
     let folder = preparation.claim_folder()?;
     let start = preparation.start_state()?;
     if start.is_finished(config) {
@@ -97,7 +96,12 @@ pub fn train_as_rank(
         fitted,
         loader,
         measured_on,
-    } = preparation.fit(&opened, validation.as_mut(), &start)?;
+    } = preparation.fit(
+        &opened,
+        validation.as_mut(),
+        &start,
+        cards::travel(ranks, nccl.as_ref()),
+    )?;
     let Fitted {
         config,
         plan,
@@ -113,13 +117,15 @@ pub fn train_as_rank(
 
     let ports = plan.ports;
     let exchange = share::exchange(ranks, &plan, config.accum_iter);
-    let mut backend = opened.backend(plan)?;
+    let trainable = config.network.params().trainable();
+    let connecting = ranks.zip(nccl.as_ref());
+    let (mut backend, on_cards) = cards::backend(&opened, plan, trainable, connecting)?;
     preparation.report_start(backend.as_ref(), &config);
     let vectors = StateBuffers::load(backend.as_mut(), &ports, &start.state)?;
     // Only now, because a command that is refused must not delete an earlier run.
     preparation.clear_folder(&config, &start)?;
     let best = preparation.earlier_best(&start, measured_on.as_ref());
-    let share = exchange.map(|exchange| Share::new(exchange, &ports, vectors.sizes[MOMENT1]));
+    let share = exchange.map(|exchange| Share::new(exchange, &ports, trainable, on_cards));
     let mut run = Run::new(
         &config,
         options,
@@ -140,6 +146,9 @@ pub fn train_as_rank(
         validation.as_mut(),
         &progress(config.total_iter),
     )?;
+    if let Some(share) = &mut run.share {
+        share.close();
+    }
     run.draw_curves(report);
     Ok(run.summary(flow == Flow::Continue, &memory, threads, &loader.stats()))
 }

@@ -3,7 +3,9 @@
 //! everything that a run uses. Promises that a run which is refused has changed nothing of an
 //! earlier run in the same folder.
 
+use super::cards;
 use crate::backend::cpu::CpuOptions;
+use crate::backend::cuda::Nccl;
 use crate::backend::{Backend, CudaSizing};
 use crate::degrade::Recipe;
 use crate::loader::quality::quality;
@@ -12,7 +14,6 @@ use crate::model::Recompute;
 use crate::plan::Precision;
 use crate::ranks::{Exchange, Ranks};
 use crate::support::files;
-use crate::support::isa::Isa;
 use crate::support::lock::FolderLock;
 use crate::support::text::bytes_text;
 use crate::sys::MemoryRoom;
@@ -21,7 +22,7 @@ use crate::train::start::{self, StartState, report_resumed};
 use crate::train::validation::Validation;
 use crate::train::{
     DeviceChoice, DevicePlace, Fit, Fitted, Level, OpenedDevice, Report, RunBudget, RunOptions,
-    State, TrainConfig, ValidationMemory, previews,
+    State, TrainConfig, Travel, ValidationMemory, previews,
 };
 use anyhow::{Result, ensure};
 use std::io::{Read, Write};
@@ -148,13 +149,14 @@ impl Preparation<'_> {
         self.ranks.is_none_or(Ranks::is_first)
     }
 
-    /// Refuses ranks with another program, configuration or other shards, and says how many there
-    /// are.
-    pub fn agree(&self, opened: &OpenedDevice) -> Result<()> {
+    /// Refuses ranks with another program, configuration, other shards or another kind of device, and
+    /// says how many there are. Returns NCCL where gradients go from card to card.
+    pub fn agree(&self, opened: &OpenedDevice) -> Result<Option<Arc<Nccl>>> {
         let Some(ranks) = self.ranks else {
-            return Ok(());
+            return Ok(None);
         };
         ranks.agree(&self.facts(opened))?;
+        cards::check_apart(ranks, opened)?;
         let each = self.config.accum_iter / ranks.ranks();
         self.info(&format!(
             "ranks: {} on {} host{}, each with {each} of the {} micro-batches of an iteration; {}",
@@ -168,18 +170,20 @@ impl Preparation<'_> {
         for rank in 0..ranks.ranks() {
             self.info(&format!("  {}", ranks.name(rank)));
         }
-        Ok(())
+        cards::nccl(ranks, opened, self.report)
     }
 
     /// What has to be equal on all ranks, for equal bits.
     fn facts(&self, opened: &OpenedDevice) -> Vec<(String, String)> {
         let place = &opened.place;
         let unit = place.bf16_unit();
+        let (computes, how) = cards::kind(opened);
         let mut facts: Vec<(String, String)> = [
             ("version", env!("CARGO_PKG_VERSION").to_string()),
             ("program file", program_digest()),
             ("shards", format!("{:016x}", self.sources.fingerprint())),
-            ("instruction set", Isa::detect().to_string()),
+            ("device", computes),
+            ("instruction set", how),
             ("precision", place.precision().to_string()),
             (
                 "bf16 unit",
@@ -255,14 +259,10 @@ impl Preparation<'_> {
     pub fn open_device(&self) -> Result<OpenedDevice> {
         let options = self.options;
         if matches!(options.device, DeviceChoice::Cuda(_)) {
-            ensure!(
-                self.ranks.is_none(),
-                "several ranks compute on the CPU only; start one process for --device cuda, or give --device cpu"
-            );
             self.check_network_on_cuda()?;
         }
         let device = match self.ranks {
-            Some(_) => DeviceChoice::Cpu,
+            Some(ranks) => cards::of_rank(options.device, ranks)?,
             None => options.device,
         };
         let (opened, reason) = OpenedDevice::new(
@@ -296,7 +296,7 @@ impl Preparation<'_> {
             accum_iter: 1,
             ..self.config.clone()
         };
-        place.plan(&smallest, Recompute::Full, 0)?;
+        place.plan(&smallest, Recompute::Full, 0, &Travel::ALONE)?;
         Ok(())
     }
 
@@ -328,6 +328,7 @@ impl Preparation<'_> {
         opened: &OpenedDevice,
         validation: Option<&mut Validation>,
         start: &StartState,
+        travel: Travel,
     ) -> Result<Planned> {
         let (options, place) = (self.options, opened.place);
         let StartState { state, fresh } = start;
@@ -343,7 +344,11 @@ impl Preparation<'_> {
             }
             None => self.config.clone(),
         };
-        let (threads, slots) = options.prefetch.at(&place);
+        let prefetch = match self.ranks {
+            Some(ranks) => options.prefetch.among_ranks(&place, ranks.threads()),
+            None => options.prefetch,
+        };
+        let (threads, slots) = prefetch.at(&place);
         let degrade = self.config.degrade_recipe()?;
         let loader_of = |config: &TrainConfig, slots: usize| LoaderConfig {
             threads,
@@ -383,7 +388,7 @@ impl Preparation<'_> {
                 .map(|v| ValidationMemory::new(self.config, &place, &v.sizes))
                 .transpose()?
                 .unwrap_or_default(),
-            ranks: self.count(),
+            travel,
         };
         let fitted = fit.choose()?;
         let split = (fitted.choice.batch_size, fitted.choice.accum_iter);

@@ -1,19 +1,24 @@
 //! A run on several ranks: the sum of their gradients, what they agree on in every round, and how
-//! long they wait for each other. Depends on `ranks`. Promises that every rank updates its
+//! long they wait for each other. Depends on `ranks` and on the sum over cards. Promises that every rank updates its
 //! parameters from the same bits, which are those of a process that is alone.
 
-use crate::backend::Backend;
+use super::cards::untroubled;
+use crate::backend::cuda::RankSum;
+use crate::backend::{Backend, Error};
 use crate::plan::{BufferId, Plan, Ports};
 use crate::ranks::{Alone, Exchange, OrderedSum, Ranks, Words};
 use crate::train::RanksLine;
 use crate::train::fit::adds_whole_gradients;
 use anyhow::{Context, Result};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// This process's share of a run.
 pub(super) struct Share<'a> {
     pub exchange: &'a dyn Exchange,
+    /// The sum on the host; of no gradients where the cards sum them.
     sum: OrderedSum,
+    /// The sum on the cards.
+    on_cards: Option<RankSum>,
     gradients: BufferId,
     metrics: BufferId,
     /// Loss of the iteration so far.
@@ -64,15 +69,23 @@ fn largest(values: &[f64]) -> (usize, f64) {
 }
 
 impl<'a> Share<'a> {
-    /// The share of this rank in a run with `trainable` gradients.
+    /// The share of this rank in a run with `trainable` gradients, which the cards sum where
+    /// `on_cards` is given.
     ///
     /// # Errors
     /// The plan is not one of a training step.
-    pub fn new(exchange: &'a dyn Exchange, ports: &Ports, trainable: usize) -> Result<Share<'a>> {
+    pub fn new(
+        exchange: &'a dyn Exchange,
+        ports: &Ports,
+        trainable: usize,
+        on_cards: Option<RankSum>,
+    ) -> Result<Share<'a>> {
         let of_step = "the plan has no gradients, so it cannot train";
+        let on_host = if on_cards.is_some() { 0 } else { trainable };
         Ok(Share {
             exchange,
-            sum: OrderedSum::new(exchange, trainable),
+            sum: OrderedSum::new(exchange, on_host),
+            on_cards,
             gradients: ports.gradients.context(of_step)?,
             metrics: ports.metrics.context(of_step)?,
             loss: 0.0,
@@ -83,18 +96,22 @@ impl<'a> Share<'a> {
         })
     }
 
-    /// Adds the gradients of a round's micro-batches, one of each rank. `stop`: this rank was asked to
-    /// stop. Returns whether any rank was.
+    /// Adds the gradients of a round's micro-batches, one of each rank; `first` and `last` are those
+    /// of an iteration. `stop`: this rank was asked to stop. Returns whether any rank was.
+    ///
+    /// Cards exchange gradients after all ranks have said their words, so that none waits on its card
+    /// for one that computes or validates, or that has ended.
     ///
     /// # Errors
     /// Another rank has failed or is lost.
     pub fn round(
         &mut self,
         backend: &mut dyn Backend,
-        first: bool,
+        (first, last): (bool, bool),
         data_wait: f64,
         (stop, substituted): (bool, u64),
     ) -> Result<bool> {
+        self.wait_for_card()?;
         let began = Instant::now();
         let before = self.sum.exchanged;
         let mut loss = [0u8; 8];
@@ -110,10 +127,14 @@ impl<'a> Share<'a> {
             ..Words::default()
         };
         let gradients = self.gradients;
+        let on_host = self.on_cards.is_none();
         let all = self
             .sum
             .round(self.exchange, first, words, &mut |start, values| {
-                backend.read(gradients, start * 4, bytemuck::cast_slice_mut(values))
+                if on_host {
+                    backend.read(gradients, start * 4, bytemuck::cast_slice_mut(values))?;
+                }
+                Ok(())
             })?;
         self.count(&all);
         for (rank, words) in all.iter().enumerate() {
@@ -124,7 +145,45 @@ impl<'a> Share<'a> {
             };
         }
         self.pass(began, before);
-        Ok(all.iter().any(|words| words.stop != 0))
+        let stops = all.iter().any(|words| words.stop != 0);
+        if let Some(cards) = self.on_cards.as_mut().filter(|_| !stops) {
+            let queued = cards.round(first, last);
+            queued.map_err(|error| self.verdict(error))?;
+        }
+        Ok(stops)
+    }
+
+    /// Waits until the card has done everything so far, without waiting for ranks that have ended.
+    fn wait_for_card(&mut self) -> Result<()> {
+        let Some(cards) = &mut self.on_cards else {
+            return Ok(());
+        };
+        let exchange = self.exchange;
+        let waited = cards.wait(&|| untroubled(exchange));
+        waited.map_err(|error| self.verdict(error))
+    }
+
+    /// The error that names the rank, where NCCL notices before MPI that one has ended.
+    fn verdict(&self, error: anyhow::Error) -> anyhow::Error {
+        let remote = matches!(error.downcast_ref(), Some(Error::Nccl { remote: true, .. }));
+        if !remote {
+            return error;
+        }
+        let until = Instant::now() + self.exchange.timeout() + Duration::from_secs(2);
+        while Instant::now() < until {
+            if let Err(named) = untroubled(self.exchange) {
+                return named;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        error
+    }
+
+    /// Ends the connection between the cards, after the last iteration.
+    pub fn close(&mut self) {
+        if let Some(cards) = self.on_cards.take() {
+            cards.close();
+        }
     }
 
     /// Writes the sums of the iteration to where the update reads them.
@@ -134,10 +193,17 @@ impl<'a> Share<'a> {
     pub fn finish(&mut self, backend: &mut dyn Backend) -> Result<()> {
         let began = Instant::now();
         let before = self.sum.exchanged;
-        let gradients = self.gradients;
-        self.sum.finish(self.exchange, &mut |start, values| {
-            backend.write(gradients, start * 4, bytemuck::cast_slice(values))
-        })?;
+        if let Some(cards) = &mut self.on_cards {
+            let gathered = cards.gather();
+            gathered.map_err(|error| self.verdict(error))?;
+            self.wait_for_card()?;
+            self.sum.exchanged += began.elapsed().as_secs_f64();
+        } else {
+            let gradients = self.gradients;
+            self.sum.finish(self.exchange, &mut |start, values| {
+                backend.write(gradients, start * 4, bytemuck::cast_slice(values))
+            })?;
+        }
         backend.write(self.metrics, 0, &self.loss.to_ne_bytes())?;
         self.pass(began, before);
         Ok(())

@@ -87,7 +87,8 @@ impl Run<'_> {
         let exchange = share.exchange;
         let options = self.options;
         let is_alone = exchange.ranks() == 1;
-        for round in 0..self.config.accum_iter / exchange.ranks() {
+        let rounds = self.config.accum_iter / exchange.ranks();
+        for round in 0..rounds {
             let asked = Instant::now();
             // Ranks agree on a stop below: none may end the iteration before the others.
             let stop = || is_alone && options.stop.load(Ordering::Relaxed);
@@ -104,7 +105,8 @@ impl Run<'_> {
             let stop = self.options.stop.load(Ordering::Relaxed);
             let substituted = loader.stats().substituted;
             let said = (stop, substituted);
-            if share.round(backend, round == 0, waited.as_secs_f64(), said)? {
+            let ends = (round == 0, round + 1 == rounds);
+            if share.round(backend, ends, waited.as_secs_f64(), said)? {
                 self.options.stop.store(true, Ordering::Relaxed);
                 return Ok(false);
             }

@@ -108,14 +108,35 @@ pub fn driver() -> Option<PathBuf> {
             .iter()
             .for_each(|o| std::fs::remove_file(o).unwrap());
     })?;
+    Some(folder_with(&library, "libcuda.so"))
+}
+
+/// A folder with a stand-in `libnccl.so.2` for processes that run on the driver of [`driver`].
+#[cfg(unix)]
+pub fn nccl() -> Option<PathBuf> {
+    let library = build("libnccl", &|k, beside, compile| {
+        let flags = [
+            "-O2",
+            "-fPIC",
+            "-shared",
+            "-fvisibility=hidden",
+            "-Wl,-soname,libnccl.so.2",
+        ];
+        compile(&flags, &[k.join("host/nccl.cpp")], beside);
+    })?;
+    Some(folder_with(&library, "libnccl.so.2"))
+}
+
+/// A folder in which a library has the name that programs look for.
+fn folder_with(library: &Path, name: &str) -> PathBuf {
     let folder = library.with_extension("folder");
     std::fs::create_dir_all(&folder).unwrap();
-    let link = folder.join("libcuda.so");
+    let link = folder.join(name);
     if !link.exists() {
-        #[cfg(unix)] // the stand-in for the driver is built on Unix only
-        let _ = std::os::unix::fs::symlink(&library, &link); // another test may have made the link
+        #[cfg(unix)] // the stand-ins are built on Unix only
+        let _ = std::os::unix::fs::symlink(library, &link); // another test may have made the link
     }
-    Some(folder)
+    folder
 }
 
 fn number(precision: Precision) -> u32 {
