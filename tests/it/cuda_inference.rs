@@ -360,14 +360,14 @@ fn types_and_limits_that_cannot_be_are_refused() {
         assert!(!place.path("out.png").exists(), "{words:?}");
     }
     picture(80, 70, 2).save(place.path("large.png")).unwrap();
-    let little = &["--device", "cuda", "--vram", "65M"];
+    let little = &["--device", "cuda", "--vram", "64.5M"];
     let ran = place.upscale(("large.png", "out.png"), &[little], &[]);
     ran.unwrap().refused(
         1,
         &[
             "a tile of 64 x 64 pixels",
             "fiber GPU",
-            "1.0 MiB may be used",
+            "512.0 KiB may be used",
         ],
     );
     let pro = Place::new(|dir| CASES[5].write(dir));
