@@ -4,7 +4,10 @@
 The chain is that of the preset `real-esrgan` (HR 256, LQ 64) with the functions that a data loader of BasicSR would call on the
 CPU: filters and resizing by OpenCV on f32, noise by NumPy, JPEG by OpenCV in memory. One process for each core, one thread each.
 
-usage: degrade_peers.py [--processes 2] [--seconds 10]
+With --margin N, N pixels more on each side of the HR are degraded too and cut off at the end, as paragon's margins are; Real-ESRGAN
+itself degrades 400 x 400 pixels for 256 x 256, which is a margin of 72.
+
+usage: degrade_peers.py [--processes 2] [--seconds 10] [--margin 0]
 
 Needs `pip install -r scripts/requirements-degrade.txt`.
 """
@@ -17,7 +20,8 @@ import cv2
 import numpy as np
 from scipy import special
 
-HR, SCALE = 256, 4
+SCALE = 4
+HR = 256  # and the margin on both sides
 
 
 def kernel(rng, sigma, sinc=0.1, low=None):
@@ -155,10 +159,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=10)
+    parser.add_argument("--margin", type=int, default=0, help="HR pixels on each side, a multiple of 4")
     options = parser.parse_args()
+    global HR
+    HR += 2 * options.margin  # before the processes are forked
     with multiprocessing.Pool(options.processes) as pool:
         rates = pool.map(work, [(i, options.seconds) for i in range(options.processes)], chunksize=1)
-    print(f"real-esrgan by OpenCV and NumPy: {sum(rates):.1f} pairs/s, {options.processes} processes")
+    print(f"real-esrgan by OpenCV and NumPy: {sum(rates):.1f} pairs/s, {options.processes} processes, {HR} x {HR} pixels degraded")
     parts()
 
 
