@@ -32,7 +32,6 @@ mod colour;
 mod correlate;
 mod drawn;
 mod draws;
-mod gaussian;
 mod jpeg;
 mod kernel;
 mod keys;

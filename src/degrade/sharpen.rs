@@ -1,9 +1,10 @@
 //! Sharpening: the unsharp mask by which Real-ESRGAN sharpens its HR, and one that overshoots.
 
 use super::area::Area;
+use super::blur::FilteredRows;
 use super::canvas::Canvas;
 use super::draws::Stream;
-use super::gaussian::{self, Gaussian, Scratch};
+use super::kernel::DrawnKernel;
 use super::keys::{Keys, Numbers, Range};
 use super::lanes::dispatch;
 
@@ -68,8 +69,7 @@ impl DrawnSharpen {
 
     /// The part of the image before it that decides `area` after it: two filters.
     pub(super) fn input(self, whole: (usize, usize), area: Area) -> Area {
-        let once = |area| gaussian::input(self.size, self.sigma(), whole, area);
-        once(once(area))
+        area.grown(2 * (self.size as usize / 2), whole)
     }
 }
 
@@ -123,7 +123,7 @@ pub struct DrawnHalo {
 impl DrawnHalo {
     /// The part of the image before it that decides `area` after it.
     pub(super) fn input(self, whole: (usize, usize), area: Area) -> Area {
-        gaussian::input(halo_taps(self.sigma), self.sigma, whole, area)
+        area.grown(halo_taps(self.sigma) as usize / 2, whole)
     }
 }
 
@@ -132,23 +132,30 @@ fn halo_taps(sigma: f64) -> u32 {
     2 * libm::ceil(3.0 * sigma) as u32 + 1
 }
 
+/// One axis of a Gaussian.
+fn gaussian_row(taps: u32, sigma: f64) -> Vec<f32> {
+    let n = taps as usize;
+    let weights = DrawnKernel::gaussian(taps, sigma).weights();
+    let sums = (0..n).map(|x| (0..n).map(|y| weights[y * n + x]).sum::<f64>() as f32);
+    sums.collect()
+}
+
 impl Canvas {
     /// Unsharp masking: where the difference from the blurred image is above the threshold, in a mask
     /// that is itself blurred, the image becomes `clamp(x + amount (x - blurred))`.
     pub(super) fn sharpen(&mut self, drawn: DrawnSharpen) {
         let size = (self.width, self.height);
-        let gaussian = Gaussian::new(drawn.size, drawn.sigma(), size);
+        let row = gaussian_row(drawn.size, drawn.sigma());
         let (amount, threshold) = (drawn.amount as f32, drawn.threshold as f32);
         let n = size.0 * size.1;
         let (blurred, mask) = self.other[..2 * n].split_at_mut(n);
-        let mut scratch = Scratch {
-            padded: &mut self.padded,
-            lines: &mut self.lines,
-        };
         for plane in self.planes[..3 * n].chunks_exact_mut(n) {
-            gaussian.filter(plane, blurred, &mut scratch);
+            let mut rows = FilteredRows::new(&mut self.padded, size, row.len() / 2);
+            rows.fill(plane, &row, &mut self.lines);
+            rows.filter(&row, blurred);
             mark(plane, blurred, mask, threshold);
-            gaussian.filter_in_place(mask, &mut scratch);
+            rows.fill(mask, &row, &mut self.lines);
+            rows.filter(&row, mask);
             blend(plane, blurred, mask, amount);
         }
     }
@@ -156,15 +163,13 @@ impl Canvas {
     /// Unsharp masking of all differences.
     pub(super) fn halo(&mut self, drawn: DrawnHalo) {
         let size = (self.width, self.height);
-        let gaussian = Gaussian::new(halo_taps(drawn.sigma), drawn.sigma, size);
+        let row = gaussian_row(halo_taps(drawn.sigma), drawn.sigma);
         let n = size.0 * size.1;
         let blurred = &mut self.other[..n];
-        let mut scratch = Scratch {
-            padded: &mut self.padded,
-            lines: &mut self.lines,
-        };
         for plane in self.planes[..3 * n].chunks_exact_mut(n) {
-            gaussian.filter(plane, blurred, &mut scratch);
+            let mut rows = FilteredRows::new(&mut self.padded, size, row.len() / 2);
+            rows.fill(plane, &row, &mut self.lines);
+            rows.filter(&row, blurred);
             overshoot(plane, blurred, drawn.amount as f32);
         }
     }
