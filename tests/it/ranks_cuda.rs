@@ -440,11 +440,12 @@ fn the_plan_shows_what_a_card_holds_for_other_ranks() {
     };
     let (with, without) = (plan(&[]), plan(&[("PARAGON_NCCL", "off")]));
     let row = "gradients of other ranks";
-    // Nano's gradients of four ranks, whole, each from a multiple of 128 bytes on
-    let nano = paragon::model::Network::new("nano", 2).unwrap();
-    let values = nano.params().trainable().next_multiple_of(32) as u64;
+    // the sums and the gradients of three other ranks, whole, each at a multiple of 32 values
+    let network = paragon::model::Network::new("nano", 2).unwrap();
+    let trainable = network.params().trainable();
+    let expected = (4 * 4 * trainable.next_multiple_of(32)) as u64;
     let exchanged = bytes(&with, "/step/lines", row).unwrap();
-    assert_eq!(exchanged, 4 * values * 4);
+    assert_eq!(exchanged, expected.next_multiple_of(256));
     assert_eq!(bytes(&without, "/step/lines", row), None);
     let arena = |report: &serde_json::Value| report["memory"]["step"]["arena_bytes"].as_u64();
     assert_eq!(arena(&with).unwrap(), arena(&without).unwrap() + exchanged);
