@@ -1,5 +1,5 @@
 //! Weighted sums along an axis of an image: the pixels that an output reads, and their weights, for
-//! resizing and for Gaussians. Depends on the filters of `resize`.
+//! resizing. Depends on the filters of `resize`.
 
 use super::area::Span;
 use super::lanes::dispatch;
