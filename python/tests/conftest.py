@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -32,8 +33,12 @@ def shards(photos, tmp_path_factory):
 
 
 @pytest.fixture
-def threads_now():
-    """Counts the threads of this process that have the names of the loader's."""
+def threads_become():
+    """Waits until so many threads of this process have the names of the loader's.
+
+    A thread gives itself its name, and the system lists an ended thread for a moment longer, so a count taken at once may
+    differ.
+    """
     if not os.path.isdir("/proc/self/task"):
         pytest.skip("needs /proc")
 
@@ -44,8 +49,14 @@ def threads_now():
             try:
                 with open(f"{task}/{thread}/comm") as file:
                     names.append(file.read())
-            except FileNotFoundError:
+            except (FileNotFoundError, ProcessLookupError):
                 pass
         return sum(name.startswith("loader-") for name in names)
 
-    return count
+    def wait(expected):
+        end = time.monotonic() + 30
+        while (now := count()) != expected and time.monotonic() < end:
+            time.sleep(0.01)
+        assert now == expected
+
+    return wait
