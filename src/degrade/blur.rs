@@ -298,7 +298,7 @@ impl<'a> FilteredRows<'a> {
 }
 
 /// Copies a row with mirrored borders of `radius` pixels.
-fn mirror_row(row: &[f32], radius: usize, out: &mut [f32]) {
+pub(super) fn mirror_row(row: &[f32], radius: usize, out: &mut [f32]) {
     let w = row.len();
     out[radius..radius + w].copy_from_slice(row);
     if radius < w {

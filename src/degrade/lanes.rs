@@ -203,6 +203,120 @@ x86_lanes!(
     _mm256_fmadd_ps
 );
 
+/// A register of 32-bit sums, each of which takes two products of 16-bit numbers at a time.
+///
+/// # Safety
+/// Every function requires a processor with the instructions of the implementing type.
+pub(super) trait Products: Copy {
+    /// Sums in a register.
+    const COUNT: usize;
+    /// Loads `COUNT` pairs, or sums.
+    ///
+    /// # Safety
+    /// As [`Products`], and `p` points to `COUNT` values that may be read, in any alignment of i32.
+    unsafe fn load(p: *const i32) -> Self;
+    /// Stores `COUNT` sums.
+    ///
+    /// # Safety
+    /// As [`Products`], and `p` points to `COUNT` values that may be written, in any alignment of i32.
+    unsafe fn store(self, p: *mut i32);
+    /// `x` in every lane.
+    ///
+    /// # Safety
+    /// As [`Products`].
+    unsafe fn splat(x: i32) -> Self;
+    /// Adds the product of the lower halves and that of the upper halves, which wrap around.
+    ///
+    /// # Safety
+    /// As [`Products`].
+    unsafe fn add_products(sum: Self, a: Self, b: Self) -> Self;
+}
+
+/// Plain code for every processor.
+#[derive(Clone, Copy)]
+pub(super) struct Plain16([i32; 4]);
+
+impl Products for Plain16 {
+    const COUNT: usize = 4;
+    #[inline(always)]
+    unsafe fn load(p: *const i32) -> Self {
+        // SAFETY: the contract of this function
+        Plain16(unsafe { p.cast::<[i32; 4]>().read() })
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut i32) {
+        // SAFETY: the contract of this function
+        unsafe { p.cast::<[i32; 4]>().write(self.0) }
+    }
+    #[inline(always)]
+    unsafe fn splat(x: i32) -> Self {
+        Plain16([x; 4])
+    }
+    #[inline(always)]
+    unsafe fn add_products(sum: Self, a: Self, b: Self) -> Self {
+        // the halves of i16 have products that fit i32
+        let low = |x: i32| i32::from(x as i16);
+        Plain16(std::array::from_fn(|i| {
+            let (a, b) = (a.0[i], b.0[i]);
+            let products = (low(a) * low(b)).wrapping_add((a >> 16) * (b >> 16));
+            sum.0[i].wrapping_add(products)
+        }))
+    }
+}
+
+/// Implements [`Products`] by the instructions of x86.
+#[cfg(target_arch = "x86_64")]
+macro_rules! x86_products {
+    ($kind:ident, $count:literal, $load:ident, $store:ident, $splat:ident, $add:ident, $products:ident) => {
+        impl Products for std::arch::x86_64::$kind {
+            const COUNT: usize = $count;
+            #[inline(always)]
+            unsafe fn load(p: *const i32) -> Self {
+                // SAFETY: the contract of this function
+                unsafe { std::arch::x86_64::$load(p.cast()) }
+            }
+            #[inline(always)]
+            unsafe fn store(self, p: *mut i32) {
+                // SAFETY: the contract of this function
+                unsafe { std::arch::x86_64::$store(p.cast(), self) }
+            }
+            #[inline(always)]
+            unsafe fn splat(x: i32) -> Self {
+                // SAFETY: the contract of this function
+                unsafe { std::arch::x86_64::$splat(x) }
+            }
+            #[inline(always)]
+            unsafe fn add_products(sum: Self, a: Self, b: Self) -> Self {
+                // SAFETY: the contract of this function
+                unsafe {
+                    std::arch::x86_64::$add(sum, std::arch::x86_64::$products(a, b))
+                }
+            }
+        }
+    };
+}
+
+#[cfg(target_arch = "x86_64")]
+x86_products!(
+    __m512i,
+    16,
+    _mm512_loadu_si512,
+    _mm512_storeu_si512,
+    _mm512_set1_epi32,
+    _mm512_add_epi32,
+    _mm512_madd_epi16
+);
+#[cfg(target_arch = "x86_64")]
+x86_products!(
+    __m256i,
+    8,
+    _mm256_loadu_si256,
+    _mm256_storeu_si256,
+    _mm256_set1_epi32,
+    _mm256_add_epi32,
+    _mm256_madd_epi16
+);
+
 #[cfg(test)]
 mod tests {
     use super::fused;

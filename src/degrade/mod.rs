@@ -32,6 +32,7 @@ mod colour;
 mod correlate;
 mod drawn;
 mod draws;
+mod fixed;
 mod jpeg;
 mod kernel;
 mod keys;

@@ -4,6 +4,7 @@ use super::area::Area;
 use super::blur::FilteredRows;
 use super::canvas::Canvas;
 use super::draws::Stream;
+use super::fixed::{FixedRow, FixedRows};
 use super::kernel::DrawnKernel;
 use super::keys::{Keys, Numbers, Range};
 use super::lanes::dispatch;
@@ -133,10 +134,10 @@ fn halo_taps(sigma: f64) -> u32 {
 }
 
 /// One axis of a Gaussian.
-fn gaussian_row(taps: u32, sigma: f64) -> Vec<f32> {
+fn gaussian_row(taps: u32, sigma: f64) -> Vec<f64> {
     let n = taps as usize;
     let weights = DrawnKernel::gaussian(taps, sigma).weights();
-    let sums = (0..n).map(|x| (0..n).map(|y| weights[y * n + x]).sum::<f64>() as f32);
+    let sums = (0..n).map(|x| (0..n).map(|y| weights[y * n + x]).sum());
     sums.collect()
 }
 
@@ -145,16 +146,22 @@ impl Canvas {
     /// that is itself blurred, the image becomes `clamp(x + amount (x - blurred))`.
     pub(super) fn sharpen(&mut self, drawn: DrawnSharpen) {
         let size = (self.width, self.height);
-        let row = gaussian_row(drawn.size, drawn.sigma());
+        let row = FixedRow::new(&gaussian_row(drawn.size, drawn.sigma()));
         let (amount, threshold) = (drawn.amount as f32, drawn.threshold as f32);
         let n = size.0 * size.1;
-        let (blurred, mask) = self.other[..2 * n].split_at_mut(n);
+        let (blurred, rest) = self.other[..3 * n].split_at_mut(n);
+        let (mask, filtered) = rest.split_at_mut(n);
+        let mut rows = FixedRows {
+            size,
+            lines: &mut self.lines,
+            filtered,
+            padded: &mut self.padded,
+        };
         for plane in self.planes[..3 * n].chunks_exact_mut(n) {
-            let mut rows = FilteredRows::new(&mut self.padded, size, row.len() / 2);
-            rows.fill(plane, &row, &mut self.lines);
+            rows.fill(plane, &row);
             rows.filter(&row, blurred);
             mark(plane, blurred, mask, threshold);
-            rows.fill(mask, &row, &mut self.lines);
+            rows.fill(mask, &row);
             rows.filter(&row, mask);
             blend(plane, blurred, mask, amount);
         }
@@ -164,6 +171,7 @@ impl Canvas {
     pub(super) fn halo(&mut self, drawn: DrawnHalo) {
         let size = (self.width, self.height);
         let row = gaussian_row(halo_taps(drawn.sigma), drawn.sigma);
+        let row: Vec<f32> = row.iter().map(|w| *w as f32).collect();
         let n = size.0 * size.1;
         let blurred = &mut self.other[..n];
         for plane in self.planes[..3 * n].chunks_exact_mut(n) {
