@@ -4,7 +4,7 @@ multiprocessor, with the waits that the code itself states. Needs no GPU:
 `pip install -r scripts/kernels-requirements.txt nvidia-cuda-nvdisasm`.
 
     scripts/kernel_costs.py [--card 90] [--precision bf16] [--loss l1|ssim] [--kernel NAME] [--assembler PTXAS] [--load-clocks N]
-    scripts/kernel_costs.py --networks [--paragon PATH] [--type f32]   a step of every network by the plain kernels, see network_costs.py
+    scripts/kernel_costs.py --networks [--paragon PATH] [--type f32]   a step of every network, see network_costs.py
 
 The step is Nano x2, LQ 128, batch 16 on one of CARDS. The thread blocks of a launch divide the tiles of 16 x 16 LQ pixels among themselves; a
 multiprocessor starts its share of the blocks one after another, as many at once as fit. Where tiles at an edge of the image cost more, the
@@ -436,7 +436,7 @@ def main():
     parser.add_argument("--kernel", help="one kernel, and what its warps wait for")
     parser.add_argument("--assembler", metavar="PTXAS", help="make machine code of the embedded PTX with this program, as a newer driver does")
     parser.add_argument("--load-clocks", type=int, help="until a load arrives [default: those of the card's cache and memory in turns]")
-    parser.add_argument("--networks", action="store_true", help="a step of every network by the plain kernels, from its plan; simulates nothing")
+    parser.add_argument("--networks", action="store_true", help="a step of every network, from its plan; simulates nothing")
     parser.add_argument("--paragon", default="paragon", help="the program, for --networks [default: the one in PATH]")
     parser.add_argument("--type", default="f32", choices=["f32", "bf16", "fp16"], help="type of activations, for --networks [default: f32]")
     args = parser.parse_args()

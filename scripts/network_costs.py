@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""The modelled time of a training step of every network by the plain kernels, from the plan alone: `scripts/kernel_costs.py --networks`, or where
-its packages are missing `scripts/network_costs.py [PARAGON]`.
+"""The modelled time of a training step of every network, from the plan alone: `scripts/kernel_costs.py --networks --type f32|bf16`, or where its
+packages are missing `scripts/network_costs.py [PARAGON [f32|bf16]]`.
 
 For every kind of operation `paragon plan --device cuda --json` states the least bytes, the multiply-adds, the workspaces and the launches. An
 operation takes the longer of its arithmetic and its bytes, and a pause for every launch:
-  * arithmetic: two operations a multiply-add, at the share of the card's f32 peak in SHARES (docs/cuda.md derives those of convolutions);
+  * arithmetic: two operations a multiply-add, at the share of the card's f32 peak in SHARES (docs/cuda.md derives those of convolutions). In a half
+    precision the operations in ON_TENSOR_CORES take TENSOR_SHARE of the tensor cores' rate instead; no card has shown that share yet;
   * bytes: every input once, every output once, and every workspace once in each direction, at the bandwidth of a copy.
 Operations that a block runs again for its backward pass have their bytes and launches counted, but not their arithmetic. What a cache saves, and what a kernel reads more than once (halos, keys of a window), is not in the model.
 """
@@ -15,16 +16,17 @@ import typing
 
 
 class Card(typing.NamedTuple):
-    """A card, for kernels that use neither tensor cores nor machine code that was measured."""
+    """What the model knows of a card."""
 
     name: str
     flops: float  # f32 multiply-adds, operations a second
+    tensor_flops: float  # products of halves by mma.sync with f32 sums, operations a second
     bandwidth: float  # bytes a second of a copy
 
 
-CARDS = [Card("H100", 67e12, 3.0e12), Card("RTX 3060", 12.7e12, 0.34e12)]
+CARDS = [Card("H100", 67e12, 600e12, 3.0e12), Card("RTX 3060", 12.7e12, 25e12, 0.34e12)]
 NETWORKS = [
-    ("Nano, tensor cores not counted", ["nano"]),
+    ("Nano, its own kernels not counted", ["nano"]),
     ("Stream", ["stream"]),
     ("Compact (64, 16)", ["compact"]),
     ("SPAN (52)", ["span", "--feature-channels", "52"]),
@@ -36,6 +38,9 @@ PAUSE = 1.2
 # Share of the peak that an operation's arithmetic reaches; OTHER where nothing was derived.
 SHARES = {"conv 3x3": 0.68, "conv 3x3, backward": 0.63}
 OTHER = 0.5
+# Kinds of operations whose dense convolutions of 16 inputs or more run on tensor cores in half precision.
+ON_TENSOR_CORES = ("conv 3x3", "conv 3x3, backward")
+TENSOR_SHARE = 0.5
 
 
 def work(paragon, network, precision, step):
@@ -45,15 +50,22 @@ def work(paragon, network, precision, step):
     command += ["--loss", "l1", "--recompute", "block", "--json"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode or not done.stdout:
-        raise SystemExit(f"{' '.join(command)}: {done.stderr.strip()}")
-    return json.loads(done.stdout)["work"]
+        return None, done.stderr.strip().splitlines()[-1:] or ["no reason was given"]
+    return json.loads(done.stdout)["work"], None
 
 
-def modelled(kinds, launches, card):
+def rate(operation, precision, card):
+    """Operations a second of the arithmetic of a kind of operation."""
+    if precision != "f32" and operation in ON_TENSOR_CORES:
+        return TENSOR_SHARE * card.tensor_flops
+    return SHARES.get(operation, OTHER) * card.flops
+
+
+def modelled(kinds, launches, precision, card):
     """Seconds of an iteration, and of its arithmetic, bytes and pauses by themselves."""
     total = arithmetic = memory = 0.0
     for kind in kinds:
-        compute = 2 * kind["multiply_adds"] / (SHARES.get(kind["operation"], OTHER) * card.flops)
+        compute = 2 * kind["multiply_adds"] / rate(kind["operation"], precision, card)
         moved = (kind["bytes"] + 2 * kind["workspace"]) / card.bandwidth
         total, arithmetic, memory = total + max(compute, moved), arithmetic + compute, memory + moved
     pauses = PAUSE * 1e-6 * launches
@@ -70,15 +82,18 @@ def print_table(paragon, precision, step):
     print("|---" * (4 + len(CARDS)) + "|")
     longest = []
     for name, network in NETWORKS:
-        found = work(paragon, network, precision, step)
+        found, refusal = work(paragon, network, precision, step)
+        if refusal:
+            print(f"| {name} | {refusal[0]} |")
+            continue
         kinds, launches = found["operations"], found["launches"]
         workspaces = sum(2 * kind["workspace"] for kind in kinds)
         row = f"| {name} | {2e-9 * found['multiply_adds']:.0f} | {1e-9 * (found['bytes'] + workspaces):.1f}, {1e-9 * workspaces:.1f} | {launches} |"
         for card in CARDS:
-            times = [1e3 * seconds for seconds in modelled(kinds, launches, card)]
+            times = [1e3 * seconds for seconds in modelled(kinds, launches, precision, card)]
             row += " {:.1f} ({:.1f}, {:.1f}, {:.1f}) |".format(*times)
         print(row, flush=True)
-        cost = sorted(((modelled([kind], kind["launches"], CARDS[0])[0], kind) for kind in kinds), key=lambda c: -c[0])
+        cost = sorted(((modelled([kind], kind["launches"], precision, CARDS[0])[0], kind) for kind in kinds), key=lambda c: -c[0])
         longest.append((name, sum(seconds for seconds, _ in cost), cost[:3]))
     print()
     print(f"What takes most on an {CARDS[0].name}:")
@@ -91,4 +106,5 @@ def print_table(paragon, precision, step):
 
 
 if __name__ == "__main__":
-    print_table(*(sys.argv[1:] or ["paragon"]), "f32", (128, 16))
+    program, kind = (sys.argv[1:] + ["paragon", "f32"][len(sys.argv) - 1:])[:2]
+    print_table(program, kind, (128, 16))

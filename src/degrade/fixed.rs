@@ -65,6 +65,11 @@ impl FixedRow {
         }
     }
 
+    /// A sum times this is a value.
+    pub fn unit(&self) -> f32 {
+        1.0 / (ONE * (1u32 << self.shift) as f32)
+    }
+
     /// Pixels that it reaches to each side.
     fn radius(&self) -> usize {
         self.taps / 2
@@ -95,6 +100,7 @@ impl FixedRows<'_> {
         let (w, h) = self.size;
         let lines = self.lines.as_flattened_mut();
         let filtered = &mut bytemuck::cast_slice_mut(self.filtered)[..w * h];
+        let sums = &mut bytemuck::cast_slice_mut(self.padded)[..ROWS_AT_ONCE * w];
         let pitch = pitch_of(w + row.taps - 1 + BLOCK);
         for y in (0..h).step_by(ROWS_AT_ONCE) {
             let range = y * w..(y + ROWS_AT_ONCE).min(h) * w;
@@ -103,21 +109,29 @@ impl FixedRows<'_> {
                 mirror_row(from, row.radius(), to);
                 to_pairs(bytemuck::cast_slice_mut(to));
             }
-            let pass = Pass::Rows {
-                lines: bytemuck::cast_slice(&lines[..ROWS_AT_ONCE * pitch]),
-                pitch,
-                out: &mut filtered[range.clone()],
-            };
-            run(pass, (w, range.len() / w), row);
+            let sums = &mut sums[..range.len()];
+            let lines = bytemuck::cast_slice(&lines[..ROWS_AT_ONCE * pitch]);
+            run(Pass::Rows { lines, pitch }, (w, range.len() / w), row, sums);
+            narrow(sums, row.shift, &mut filtered[range]);
         }
         let pairs = bytemuck::cast_slice_mut(self.padded);
         pair_rows(filtered, self.size, row.radius(), pairs);
     }
 
-    /// Filters the columns, after the rows, into `out`.
-    pub fn filter(&self, row: &FixedRow, out: &mut [f32]) {
+    /// Filters the columns, after the rows; a sum times [`FixedRow::unit`] is a value.
+    pub fn filter(&self, row: &FixedRow, sums: &mut [i32]) {
         let pairs = bytemuck::cast_slice(self.padded);
-        run(Pass::Columns { pairs, out }, self.size, row);
+        run(Pass::Columns { pairs }, self.size, row, sums);
+    }
+}
+
+dispatch! {
+    /// Divides sums by the sum of the weights.
+    fn narrow(sums: &[i32], shift: u32, out: &mut [i16]) {
+        let half = 1 << (shift - 1);
+        for (out, sum) in out.iter_mut().zip(sums) {
+            *out = (sum.wrapping_add(half) >> shift) as i16;
+        }
     }
 }
 
@@ -152,46 +166,40 @@ dispatch! {
     }
 }
 
-/// What a pass reads and writes.
+/// What a pass reads.
+#[derive(Clone, Copy)]
 enum Pass<'a> {
-    /// [`ROWS_AT_ONCE`] rows of pairs; 16-bit numbers without gaps.
-    Rows {
-        lines: &'a [i32],
-        pitch: usize,
-        out: &'a mut [i16],
-    },
-    /// Rows of pairs; values without gaps.
-    Columns {
-        pairs: &'a [i32],
-        out: &'a mut [f32],
-    },
+    /// [`ROWS_AT_ONCE`] rows of pairs of neighbours.
+    Rows { lines: &'a [i32], pitch: usize },
+    /// Rows of pairs of rows.
+    Columns { pairs: &'a [i32] },
 }
 
-/// Runs a pass with the instruction set of the processor.
-fn run(pass: Pass, size: (usize, usize), row: &FixedRow) {
+/// Runs a pass with the instruction set of the processor; `sums` has no gaps.
+fn run(pass: Pass, size: (usize, usize), row: &FixedRow, sums: &mut [i32]) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{__m256i, __m512i};
         #[target_feature(enable = "avx2")]
-        fn avx2(pass: Pass, size: (usize, usize), row: &FixedRow) {
+        fn avx2(pass: Pass, size: (usize, usize), row: &FixedRow, sums: &mut [i32]) {
             // SAFETY: the processor has AVX2
-            unsafe { all::<__m256i>(pass, size, row) }
+            unsafe { all::<__m256i>(pass, size, row, sums) }
         }
         #[target_feature(enable = "avx512f,avx512bw")]
-        fn avx512(pass: Pass, size: (usize, usize), row: &FixedRow) {
+        fn avx512(pass: Pass, size: (usize, usize), row: &FixedRow, sums: &mut [i32]) {
             // SAFETY: the processor has AVX-512 with instructions for 16-bit numbers
-            unsafe { all::<__m512i>(pass, size, row) }
+            unsafe { all::<__m512i>(pass, size, row, sums) }
         }
         match super::lanes::set() {
             // SAFETY: an `Isa` exists only for instruction sets that the processor has
-            Set::Avx512 => return unsafe { avx512(pass, size, row) },
+            Set::Avx512 => return unsafe { avx512(pass, size, row, sums) },
             // SAFETY: as above
-            Set::Avx2 => return unsafe { avx2(pass, size, row) },
+            Set::Avx2 => return unsafe { avx2(pass, size, row, sums) },
             _ => {}
         }
     }
     // SAFETY: plain code needs no instructions beyond the base set
-    unsafe { all::<Plain16>(pass, size, row) }
+    unsafe { all::<Plain16>(pass, size, row, sums) }
 }
 
 /// [`run`] for one instruction set.
@@ -199,7 +207,7 @@ fn run(pass: Pass, size: (usize, usize), row: &FixedRow) {
 /// # Safety
 /// As [`Products`].
 #[inline(always)]
-unsafe fn all<V: Products>(mut pass: Pass, (w, h): (usize, usize), row: &FixedRow) {
+unsafe fn all<V: Products>(pass: Pass, (w, h): (usize, usize), row: &FixedRow, sums: &mut [i32]) {
     // columns are the outer loop: the rows of one block stay in the nearest cache
     let mut x = 0;
     while x < w {
@@ -208,10 +216,10 @@ unsafe fn all<V: Products>(mut pass: Pass, (w, h): (usize, usize), row: &FixedRo
             // SAFETY: the contract of this function
             unsafe {
                 match across {
-                    1 => block::<V, 1>(&mut pass, (w, h), row, (x, y)),
-                    2 => block::<V, 2>(&mut pass, (w, h), row, (x, y)),
-                    3 => block::<V, 3>(&mut pass, (w, h), row, (x, y)),
-                    _ => block::<V, ACROSS>(&mut pass, (w, h), row, (x, y)),
+                    1 => block::<V, 1>(pass, (w, h), row, (x, y), sums),
+                    2 => block::<V, 2>(pass, (w, h), row, (x, y), sums),
+                    3 => block::<V, 3>(pass, (w, h), row, (x, y), sums),
+                    _ => block::<V, ACROSS>(pass, (w, h), row, (x, y), sums),
                 }
             }
         }
@@ -225,10 +233,11 @@ unsafe fn all<V: Products>(mut pass: Pass, (w, h): (usize, usize), row: &FixedRo
 /// As [`Products`].
 #[inline(always)]
 unsafe fn block<V: Products, const N: usize>(
-    pass: &mut Pass,
+    pass: Pass,
     (w, h): (usize, usize),
     row: &FixedRow,
     (x, y): (usize, usize),
+    out: &mut [i32],
 ) {
     let count = N * V::COUNT;
     let taps = row.even.len();
@@ -236,40 +245,33 @@ unsafe fn block<V: Products, const N: usize>(
     // SAFETY: the checks before each use of a pointer; the rest as the contract of this function
     let sums = unsafe {
         match pass {
-            Pass::Rows { lines, pitch, .. } => {
-                assert!(lines.len() >= *pitch + x + 2 * (taps - 1) + count && *pitch >= x);
-                let from = [lines.as_ptr().add(x), lines.as_ptr().add(*pitch + x)];
+            Pass::Rows { lines, pitch } => {
+                assert!(lines.len() >= pitch + x + 2 * (taps - 1) + count && pitch >= x);
+                let from = [lines.as_ptr().add(x), lines.as_ptr().add(pitch + x)];
                 across::<V, N>(from, &row.even)
             }
-            Pass::Columns { pairs, .. } => {
+            Pass::Columns { pairs } => {
                 let pitch = pitch_of(w);
                 let from = &pairs[y / 2 * pitch + x..];
-                assert!(y % 2 == 0 && from.len() >= (taps - 1) * pitch + count);
+                assert!(y.is_multiple_of(2) && from.len() >= (taps - 1) * pitch + count);
                 down::<V, N>(from.as_ptr(), pitch, &row.even, &row.odd)
             }
         }
     };
     for (sums, y) in sums.iter().zip(y..h) {
-        let mut whole = [0i32; BLOCK];
-        for (n, sum) in sums.iter().enumerate() {
-            // SAFETY: the array holds the registers; the rest as the contract of this function
-            unsafe { sum.store(whole[n * V::COUNT..][..V::COUNT].as_mut_ptr()) };
-        }
-        let place = y * w + x;
-        let whole = &whole[..count.min(w - x)];
-        match pass {
-            Pass::Rows { out, .. } => {
-                let half = 1 << (row.shift - 1);
-                for (out, sum) in out[place..].iter_mut().zip(whole) {
-                    *out = (sum.wrapping_add(half) >> row.shift) as i16;
-                }
+        let out = &mut out[y * w + x..][..count.min(w - x)];
+        if out.len() == count {
+            for (n, sum) in sums.iter().enumerate() {
+                // SAFETY: `out` holds N registers; the rest as the contract of this function
+                unsafe { sum.store(out.as_mut_ptr().add(n * V::COUNT)) };
             }
-            Pass::Columns { out, .. } => {
-                let one = 1.0 / (ONE * (1u32 << row.shift) as f32);
-                for (out, sum) in out[place..].iter_mut().zip(whole) {
-                    *out = *sum as f32 * one;
-                }
+        } else {
+            let mut whole = [0i32; BLOCK];
+            for (n, sum) in sums.iter().enumerate() {
+                // SAFETY: the array holds N registers; the rest as the contract of this function
+                unsafe { sum.store(whole.as_mut_ptr().add(n * V::COUNT)) };
             }
+            out.copy_from_slice(&whole[..out.len()]);
         }
     }
 }
@@ -353,7 +355,7 @@ mod tests {
     fn fixed(plane: &[f32], size: (usize, usize), weights: &[f64]) -> Vec<f32> {
         let row = FixedRow::new(weights);
         let (w, h) = (size.0 + weights.len() + BLOCK, size.1 + weights.len() + 2);
-        let mut out = vec![9.0; plane.len()];
+        let mut sums = vec![9; plane.len()];
         let mut rows = FixedRows {
             size,
             lines: &mut vec![[f32::NAN; ROWS]; (2 * pitch_of(w)).div_ceil(ROWS)],
@@ -361,8 +363,8 @@ mod tests {
             padded: &mut vec![f32::NAN; pitch_of(w) * h + BLOCK],
         };
         rows.fill(plane, &row);
-        rows.filter(&row, &mut out);
-        out
+        rows.filter(&row, &mut sums);
+        sums.iter().map(|sum| *sum as f32 * row.unit()).collect()
     }
 
     fn gaussian(taps: usize) -> Vec<f64> {
@@ -393,7 +395,10 @@ mod tests {
                         FORCED.set(None);
                         let worst = out.iter().zip(&expected).map(|(a, b)| f64::from(*a) - b);
                         let worst = worst.map(f64::abs).fold(0.0, f64::max);
-                        assert!(worst < f64::from(ERROR), "{isa}, {taps} taps, {size:?}: {worst:e}");
+                        assert!(
+                            worst < f64::from(ERROR),
+                            "{isa}, {taps} taps, {size:?}: {worst:e}"
+                        );
                         let first = first.get_or_insert_with(|| out.clone());
                         assert!(&out == first, "{isa}, {taps} taps, {size:?}");
                     }
@@ -408,7 +413,10 @@ mod tests {
         for taps in [3, 5, 7, 51] {
             for value in [-2.0, -1.0, 0.0, 17.0 / 255.0, 1.0, 2.0] {
                 let out = fixed(&[value; 40 * 9], (40, 9), &gaussian(taps));
-                assert!(out.iter().all(|v| (v - value).abs() < 1e-6), "{taps} taps, {value}");
+                assert!(
+                    out.iter().all(|v| (v - value).abs() < 1e-6),
+                    "{taps} taps, {value}"
+                );
             }
         }
     }

@@ -288,9 +288,7 @@ macro_rules! x86_products {
             #[inline(always)]
             unsafe fn add_products(sum: Self, a: Self, b: Self) -> Self {
                 // SAFETY: the contract of this function
-                unsafe {
-                    std::arch::x86_64::$add(sum, std::arch::x86_64::$products(a, b))
-                }
+                unsafe { std::arch::x86_64::$add(sum, std::arch::x86_64::$products(a, b)) }
             }
         }
     };

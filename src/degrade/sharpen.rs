@@ -149,7 +149,8 @@ impl Canvas {
         let row = FixedRow::new(&gaussian_row(drawn.size, drawn.sigma()));
         let (amount, threshold) = (drawn.amount as f32, drawn.threshold as f32);
         let n = size.0 * size.1;
-        let (blurred, rest) = self.other[..3 * n].split_at_mut(n);
+        let (sums, rest) = self.other[..3 * n].split_at_mut(n);
+        let sums = bytemuck::cast_slice_mut(sums);
         let (mask, filtered) = rest.split_at_mut(n);
         let mut rows = FixedRows {
             size,
@@ -159,11 +160,12 @@ impl Canvas {
         };
         for plane in self.planes[..3 * n].chunks_exact_mut(n) {
             rows.fill(plane, &row);
-            rows.filter(&row, blurred);
-            mark(plane, blurred, mask, threshold);
+            rows.filter(&row, sums);
+            mark(plane, sums, mask, row.unit(), threshold);
             rows.fill(mask, &row);
-            rows.filter(&row, mask);
-            blend(plane, blurred, mask, amount);
+            sharpened(plane, sums, mask, row.unit(), amount);
+            rows.filter(&row, sums);
+            blend(plane, mask, sums, row.unit());
         }
     }
 
@@ -185,19 +187,28 @@ impl Canvas {
 
 dispatch! {
     /// Writes 1 where the difference from the blurred image is above the threshold, else 0.
-    fn mark(plane: &[f32], blurred: &[f32], mask: &mut [f32], threshold: f32) {
-        for ((value, blurred), mask) in plane.iter().zip(blurred).zip(mask) {
-            let difference = value - blurred;
+    fn mark(plane: &[f32], sums: &[i32], mask: &mut [f32], unit: f32, threshold: f32) {
+        for ((value, sum), mask) in plane.iter().zip(sums).zip(mask) {
+            let difference = value - *sum as f32 * unit;
             *mask = f32::from(u8::from(difference.abs() * 255.0 > threshold));
         }
     }
 }
 
 dispatch! {
-    /// Sharpens as much as the mask says.
-    fn blend(plane: &mut [f32], blurred: &[f32], mask: &[f32], amount: f32) {
-        for ((value, blurred), mask) in plane.iter_mut().zip(blurred).zip(mask) {
-            let sharp = (*value + amount * (*value - blurred)).clamp(0.0, 1.0);
+    /// Writes the image with its differences from the blurred image enlarged.
+    fn sharpened(plane: &[f32], sums: &[i32], out: &mut [f32], unit: f32, amount: f32) {
+        for ((value, sum), out) in plane.iter().zip(sums).zip(out) {
+            *out = (value + amount * (value - *sum as f32 * unit)).clamp(0.0, 1.0);
+        }
+    }
+}
+
+dispatch! {
+    /// Takes as much of the sharpened image as the filtered mask says.
+    fn blend(plane: &mut [f32], sharp: &[f32], sums: &[i32], unit: f32) {
+        for ((value, sharp), sum) in plane.iter_mut().zip(sharp).zip(sums) {
+            let mask = *sum as f32 * unit;
             *value = mask * sharp + (1.0 - mask) * *value;
         }
     }

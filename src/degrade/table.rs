@@ -98,14 +98,6 @@ pub(super) struct Table {
 }
 
 impl Table {
-    /// A table without outputs, with room for so many.
-    pub fn with_capacity(outputs: usize) -> Table {
-        Table {
-            windows: Vec::with_capacity(outputs),
-            weights: Vec::new(),
-        }
-    }
-
     /// Number of outputs.
     pub fn len(&self) -> usize {
         self.windows.len()
@@ -114,11 +106,18 @@ impl Table {
     /// For an axis that changes from `from` to `to` pixels: the outputs of a part of it, from the pixels
     /// of a part that has all that they read.
     pub fn new(line: Line, from: Span, to: Span) -> Table {
-        let mut table = Table::with_capacity(to.len());
+        let mut table = Table {
+            windows: Vec::with_capacity(to.len()),
+            weights: Vec::new(),
+        };
         let mut weights = Vec::new();
         for i in to.start..to.end {
-            let first = line.window(i, &mut weights);
-            table.push(first - from.start, &weights);
+            let first = line.window(i, &mut weights) - from.start;
+            let sum: f64 = weights.iter().sum();
+            table.windows.push((first as u32, weights.len() as u32));
+            table
+                .weights
+                .extend(weights.iter().map(|w| (w / sum) as f32));
         }
         table
     }
@@ -141,14 +140,6 @@ impl Table {
         let mut weights = self.weights.iter();
         let counts = self.windows.iter().map(|(_, count)| *count as usize);
         counts.map(|n| weights.by_ref().take(n).sum()).collect()
-    }
-
-    /// Adds an output: its first input, and weights in proportion to these.
-    pub fn push(&mut self, first: usize, weights: &[f64]) {
-        let sum: f64 = weights.iter().sum();
-        self.windows.push((first as u32, weights.len() as u32));
-        self.weights
-            .extend(weights.iter().map(|w| (w / sum) as f32));
     }
 }
 
