@@ -193,7 +193,7 @@ fn the_bytes_of_recipes_do_not_change() {
             .collect::<String>()
     });
     let expected = [
-        "2b2ff3e3e61d32d0",
+        "c44cf362ba337ed1",
         "02d0fbe7aadf1050",
         "033ca8e03f93ca45",
         "b434fb5d24b20123",
