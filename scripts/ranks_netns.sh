@@ -30,9 +30,16 @@ ip netns add paragon1
 ip link add veth0 netns paragon0 type veth peer name veth1 netns paragon1
 for host in 0 1; do
   ip -n "paragon$host" addr add "10.123.0.$((host + 1))/24" dev "veth$host"
-  ip -n "paragon$host" link set "veth$host" up
   ip -n "paragon$host" link set lo up
 done
+# Sets the direct link up; MPI takes no link that is not up yet.
+direct_up() {
+  for host in 0 1; do ip -n "paragon$host" link set "veth$host" up; done
+  for host in 0 1; do
+    until ip -n "paragon$host" link show "veth$host" | grep -q "state UP"; do sleep 0.05; done
+  done
+}
+direct_up
 # The launcher reaches a host by this program in place of ssh: HOST WORDS...
 cat >"$temporary/enter" <<'ENTER'
 #!/bin/sh
@@ -79,7 +86,7 @@ direct() {
   kill "$link"
   wait "$link" 2>/dev/null || true
   link=
-  for host in 0 1; do ip -n "paragon$host" link set "veth$host" up; done
+  direct_up
   network=0 interface=veth0
 }
 state() { find "$temporary/$1/states" -type f | sort | tail -n 1; }
