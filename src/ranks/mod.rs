@@ -12,7 +12,7 @@ mod mpi;
 mod sum;
 
 pub use error::RankError;
-pub use launcher::{Launcher, LauncherKind, recognise};
+pub use launcher::{Launcher, LauncherKind, Variables, recognise};
 pub use mpi::{LIBRARY_VARIABLE, Mail};
 pub use sum::{OrderedSum, Words};
 
