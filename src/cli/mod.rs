@@ -227,11 +227,22 @@ fn words() -> &'static [String] {
     WORDS.get().map_or(&[], Vec::as_slice)
 }
 
-fn parse(arguments: &[OsString]) -> Cli {
+fn parse(arguments: &[OsString]) -> Result<Cli, clap::Error> {
     let parsed = command()
         .try_get_matches_from(arguments)
         .and_then(|matches| Cli::from_arg_matches(&matches));
-    parsed.unwrap_or_else(|error| usage::with_answer(error, &command(), words()).exit())
+    parsed.map_err(|error| usage::with_answer(error, &command(), words()))
+}
+
+/// Ends a command with wrong usage, of which `show` prints the error. A rank of a training says the
+/// `text` of it to the others first.
+fn wrong_usage(text: &str, show: impl FnOnce()) -> u8 {
+    if words().first().is_some_and(|word| word == "train") {
+        train::refuse(text, show);
+    } else {
+        show();
+    }
+    WRONG_USAGE
 }
 
 /// The exit code of a command that failed.
@@ -248,12 +259,19 @@ pub(crate) fn main(arguments: Vec<OsString>) -> u8 {
             .map(|word| word.to_string_lossy().into_owned())
             .collect()
     });
-    let cli = parse(&arguments);
+    let cli = match parse(&arguments) {
+        Ok(cli) => cli,
+        // a closed stderr leaves nowhere to say it
+        Err(error) if error.use_stderr() => {
+            return wrong_usage(&error.to_string(), || drop(error.print()));
+        }
+        Err(help) => help.exit(),
+    };
     paragon::dataset::decode::silence_decoder_panics();
     let asked = Isa::asked().and_then(|isa| Bf16Unit::asked(isa.unwrap_or_else(Isa::detect)));
     if let Err(error) = asked {
-        flags::tell(format_args!("error: {error:#}"));
-        return WRONG_USAGE;
+        let text = format!("error: {error:#}");
+        return wrong_usage(&text, || flags::tell(&text));
     }
     match run(cli.command) {
         Ok(()) => 0,

@@ -1,8 +1,9 @@
 //! The part of the work that one of several machines does: `--part I/N`, or `--part auto` from the
-//! variables that batch schedulers and launchers of several processes set. Depends on the standard
-//! library and anyhow; reads the environment only through the function that it is given.
+//! variables that batch schedulers and launchers of several processes set. Depends on the table of
+//! launchers; reads the environment only through the function that it is given.
 
 use anyhow::{Result, bail, ensure};
+use paragon::ranks::LauncherKind;
 
 /// Most parts of one set.
 const MAX_PARTS: u32 = 100_000;
@@ -132,22 +133,26 @@ const ARRAYS: [Source; 6] = [
 
 /// Launchers of several processes.
 const LAUNCHERS: [Source; 3] = [
-    launcher("Open MPI", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
-    launcher("MPI", "PMI_RANK", "PMI_SIZE"),
-    launcher("the launcher", "RANK", "WORLD_SIZE"),
+    launcher("Open MPI", LauncherKind::OpenMpi),
+    launcher("MPI", LauncherKind::Pmi),
+    launcher("the launcher", LauncherKind::Torchrun),
 ];
 
 /// The tasks of `srun`. Processes that another launcher starts inherit these variables from the batch
 /// script, so they count only without one.
-const SRUN: [Source; 1] = [launcher("srun", "SLURM_PROCID", "SLURM_NTASKS")];
+const SRUN: [Source; 1] = [launcher("srun", LauncherKind::Slurm)];
 
-const fn launcher(name: &'static str, index: &'static str, count: &'static str) -> Source {
+const fn launcher(name: &'static str, kind: LauncherKind) -> Source {
+    let variables = kind.variables();
     Source {
         name,
-        index,
+        index: variables.rank,
         first: Err(0),
         step: None,
-        count: Count::Of(count),
+        count: match variables.tasks {
+            Some(variable) => Count::Of(variable),
+            None => Count::Unstated,
+        },
         outside: "",
     }
 }

@@ -48,77 +48,97 @@ pub struct Launcher {
     pub local_rank: Option<usize>,
 }
 
-/// A launcher and the variables that it sets. A launcher counts only if the variable of the rank,
-/// and that of the size where there is one, hold numbers.
-struct Variables {
-    kind: LauncherKind,
-    rank: &'static str,
-    size: Option<&'static str>,
-    local_rank: &'static str,
+/// The environment variables by which a launcher numbers the processes that it starts. Everything
+/// that recognises a launcher reads them from here.
+pub struct Variables {
+    /// The number of a process, from 0.
+    pub rank: &'static str,
+    /// How many processes there are that MPI connects; `None` where the launcher does not say it.
+    pub size: Option<&'static str>,
+    /// How many there are for work that needs no MPI; `None` where that is not taken from this launcher.
+    pub tasks: Option<&'static str>,
+    /// The number of a process among those of its host, from 0.
+    pub local_rank: &'static str,
+}
+
+impl LauncherKind {
+    /// The variables of this launcher.
+    ///
+    /// For SLURM the size is that of the step: a batch script, which runs alone, has `SLURM_NTASKS` and
+    /// `SLURM_PROCID` as well.
+    pub const fn variables(self) -> Variables {
+        match self {
+            LauncherKind::Torchrun => Variables {
+                rank: "RANK",
+                size: Some("WORLD_SIZE"),
+                tasks: Some("WORLD_SIZE"),
+                local_rank: "LOCAL_RANK",
+            },
+            LauncherKind::OpenMpi => Variables {
+                rank: "OMPI_COMM_WORLD_RANK",
+                size: Some("OMPI_COMM_WORLD_SIZE"),
+                tasks: Some("OMPI_COMM_WORLD_SIZE"),
+                local_rank: "OMPI_COMM_WORLD_LOCAL_RANK",
+            },
+            LauncherKind::Pmi => Variables {
+                rank: "PMI_RANK",
+                size: Some("PMI_SIZE"),
+                tasks: Some("PMI_SIZE"),
+                local_rank: "MPI_LOCALRANKID",
+            },
+            LauncherKind::Pmix => Variables {
+                rank: "PMIX_RANK",
+                size: None,
+                tasks: None,
+                local_rank: "SLURM_LOCALID",
+            },
+            LauncherKind::Mvapich => Variables {
+                rank: "MV2_COMM_WORLD_RANK",
+                size: Some("MV2_COMM_WORLD_SIZE"),
+                tasks: None,
+                local_rank: "MV2_COMM_WORLD_LOCAL_RANK",
+            },
+            LauncherKind::Slurm => Variables {
+                rank: "SLURM_PROCID",
+                size: Some("SLURM_STEP_NUM_TASKS"),
+                tasks: Some("SLURM_NTASKS"),
+                local_rank: "SLURM_LOCALID",
+            },
+        }
+    }
 }
 
 /// In the order in which they are looked for: a launcher that starts another one comes after it.
-///
-/// For SLURM the size is that of the step: a batch script, which runs alone, has `SLURM_NTASKS` and
-/// `SLURM_PROCID` as well.
-const LAUNCHERS: [Variables; 6] = [
-    Variables {
-        kind: LauncherKind::Torchrun,
-        rank: "RANK",
-        size: Some("WORLD_SIZE"),
-        local_rank: "LOCAL_RANK",
-    },
-    Variables {
-        kind: LauncherKind::OpenMpi,
-        rank: "OMPI_COMM_WORLD_RANK",
-        size: Some("OMPI_COMM_WORLD_SIZE"),
-        local_rank: "OMPI_COMM_WORLD_LOCAL_RANK",
-    },
-    Variables {
-        kind: LauncherKind::Pmi,
-        rank: "PMI_RANK",
-        size: Some("PMI_SIZE"),
-        local_rank: "MPI_LOCALRANKID",
-    },
-    Variables {
-        kind: LauncherKind::Pmix,
-        rank: "PMIX_RANK",
-        size: None,
-        local_rank: "SLURM_LOCALID",
-    },
-    Variables {
-        kind: LauncherKind::Mvapich,
-        rank: "MV2_COMM_WORLD_RANK",
-        size: Some("MV2_COMM_WORLD_SIZE"),
-        local_rank: "MV2_COMM_WORLD_LOCAL_RANK",
-    },
-    Variables {
-        kind: LauncherKind::Slurm,
-        rank: "SLURM_PROCID",
-        size: Some("SLURM_STEP_NUM_TASKS"),
-        local_rank: "SLURM_LOCALID",
-    },
+const ORDER: [LauncherKind; 6] = [
+    LauncherKind::Torchrun,
+    LauncherKind::OpenMpi,
+    LauncherKind::Pmi,
+    LauncherKind::Pmix,
+    LauncherKind::Mvapich,
+    LauncherKind::Slurm,
 ];
 
 /// The launcher of this process, from a lookup of environment variables; `None` for a plain start,
-/// and for a launcher that started one process only.
+/// and for a launcher that started one process only. A launcher counts only if the variable of the
+/// rank, and that of the size where there is one, hold numbers.
 ///
 /// # Errors
 /// The launcher cannot start ranks of this program (torchrun).
 pub fn recognise(variable: &dyn Fn(&str) -> Option<String>) -> Result<Option<Launcher>> {
     let number = |name: &str| variable(name)?.trim().parse::<usize>().ok();
-    let found = LAUNCHERS.iter().find_map(|names| {
+    let found = ORDER.into_iter().find_map(|kind| {
+        let names = kind.variables();
         let rank = number(names.rank)?;
-        let size = match (names.size, names.kind) {
-            (Some(size), _) => Some(number(size)?),
-            (None, _) => number("SLURM_STEP_NUM_TASKS"),
+        let size = match names.size {
+            Some(size) => Some(number(size)?),
+            None => LauncherKind::Slurm.variables().size.and_then(number),
         };
         let local_rank = number(names.local_rank);
         // Scripts export RANK and WORLD_SIZE for other reasons too.
         let by_torchrun =
             variable("TORCHELASTIC_RUN_ID").is_some() || (local_rank.is_some() && size > Some(1));
-        (names.kind != LauncherKind::Torchrun || by_torchrun).then_some(Launcher {
-            kind: names.kind,
+        (kind != LauncherKind::Torchrun || by_torchrun).then_some(Launcher {
+            kind,
             rank,
             size,
             local_rank,

@@ -6,6 +6,7 @@
 use super::error::RankError;
 use super::launcher::{Launcher, LauncherKind};
 use super::mpi::{Flight, LIBRARY_VARIABLE, Mail, Mpi, open};
+use super::{LEAST_TIMEOUT, MOST_TIMEOUT};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -646,8 +647,8 @@ impl Post {
 /// The time limit for the silence of a rank, of a number of seconds.
 pub(super) fn check_timeout(seconds: u64) -> Result<Duration> {
     ensure!(
-        (5..=86_400).contains(&seconds),
-        "a time limit of {seconds} s for ranks; use 5 to 86400 (--rank-timeout)"
+        (LEAST_TIMEOUT..=MOST_TIMEOUT).contains(&seconds),
+        "a time limit of {seconds} s for ranks; use {LEAST_TIMEOUT} to {MOST_TIMEOUT} (--rank-timeout)"
     );
     Ok(Duration::from_secs(seconds))
 }

@@ -12,7 +12,7 @@ mod mpi;
 mod sum;
 
 pub use error::RankError;
-pub use launcher::{Launcher, LauncherKind, recognise};
+pub use launcher::{Launcher, LauncherKind, Variables, recognise};
 pub use mpi::{LIBRARY_VARIABLE, Mail};
 pub use sum::{OrderedSum, Words};
 
@@ -26,6 +26,10 @@ use std::time::Duration;
 
 /// Default of `--rank-timeout`, seconds.
 pub const USUAL_TIMEOUT: u64 = 120;
+/// Smallest `--rank-timeout`, seconds: ranks exchange a word a second.
+pub const LEAST_TIMEOUT: u64 = 5;
+/// Largest `--rank-timeout`, seconds: a day.
+pub const MOST_TIMEOUT: u64 = 86_400;
 /// Memory that an MPI library takes for itself in a process, bytes: an allowance. Open MPI 4.1.4 and
 /// MPICH 4.0.2 took 3 MiB with ranks of one host; libraries for fast networks keep buffers of their
 /// own.

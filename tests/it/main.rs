@@ -34,6 +34,7 @@ mod kernels_common;
 mod kernels_convolutions;
 mod kernels_host;
 mod kernels_networks;
+mod kernels_ranks;
 mod loader_bounds;
 mod loader_model;
 mod loader_ring;

@@ -4,11 +4,12 @@
 #![cfg(unix)]
 
 use crate::cli_common::{Ran, paragon, run};
+use crate::shard_common::picture;
 use crate::train_common::{
     Flags, Outcome, command, ended, no_litter, outcome, same, set, spawn, states, wait_until,
 };
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
@@ -118,6 +119,13 @@ pub fn send(process: i32, signal: i32) {
     unsafe { libc::kill(process, signal) };
 }
 
+/// The complete states of a run, one of whose processes may be writing another one.
+fn saved(out: &Path) -> Vec<PathBuf> {
+    let mut all = states(out);
+    all.retain(|path| path.extension().is_some_and(|kind| kind == "safetensors"));
+    all
+}
+
 /// Starts two ranks that train for very long, and waits until they do.
 fn endless(launcher: &str, set: &Path, out: &Path, flags: Flags) -> Child {
     let all: Vec<_> = [("--iterations", "1000000")]
@@ -126,7 +134,7 @@ fn endless(launcher: &str, set: &Path, out: &Path, flags: Flags) -> Child {
         .copied()
         .collect();
     let child = spawn(&mut launch(launcher, &[(2, words(set, out, &all))]));
-    wait_until("state", || !states(out).is_empty());
+    wait_until("state", || !saved(out).is_empty());
     child
 }
 
@@ -200,6 +208,49 @@ fn a_signal_at_any_rank_saves_once_and_ends_all() {
     }
 }
 
+/// A folder of many large images, whose validation takes much longer than a word between ranks.
+fn long_validation(folder: &Path) {
+    let count = if cfg!(debug_assertions) { 40 } else { 400 };
+    fs::create_dir(folder).unwrap();
+    let first = folder.join("000.png");
+    picture(384, 384, 5).save(&first).unwrap();
+    for image in 1..count {
+        fs::hard_link(&first, folder.join(format!("{image:03}.png"))).unwrap();
+    }
+}
+
+/// Rank 0 learns of it by the word of the other rank alone: no exchange comes before its validation is
+/// done.
+#[test]
+fn a_signal_at_another_rank_ends_the_validation_of_rank_0() {
+    let (dir, set) = set();
+    let images = dir.path().join("images");
+    long_validation(&images);
+    for launcher in launchers() {
+        let out = dir.path().join(launcher);
+        let flags = [
+            ("--iterations", "1000000"),
+            ("--checkpoint-every", "1000000"),
+            ("--val", images.to_str().unwrap()),
+            ("--val-every", "2"),
+        ];
+        let child = spawn(&mut launch(launcher, &[(2, words(&set, &out, &flags))]));
+        wait_until("preview of the first image", || {
+            out.join("previews/0_000/00000002.png").exists()
+        });
+        assert!(states(&out).is_empty());
+        send(process_of(&out, 1), libc::SIGTERM);
+        let ran = ended(child);
+        assert_eq!(ran.code, Some(130), "{launcher}: {}", ran.stderr);
+        // a validation that is done has a line
+        let lines = crate::train_common::log(&out);
+        assert!(lines.is_empty(), "{launcher}: {lines:?}");
+        let saved = ran.stderr.matches("stopped; saved iteration 2.").count();
+        assert_eq!((saved, states(&out).len()), (1, 1), "{}", ran.stderr);
+        no_litter(&out);
+    }
+}
+
 #[test]
 fn ranks_that_die_leave_a_run_that_goes_on_to_the_same_bits() {
     let (dir, set) = set();
@@ -209,7 +260,7 @@ fn ranks_that_die_leave_a_run_that_goes_on_to_the_same_bits() {
         std::thread::sleep(Duration::from_millis(37 * at as u64));
         send(process_of(&out, at), libc::SIGKILL);
         assert_ne!(ended(child).code, Some(0), "{launcher}");
-        let newest = states(&out).pop().unwrap();
+        let newest = saved(&out).pop().unwrap();
         let name = newest.file_stem().unwrap().to_str().unwrap();
         let digits: String = name.chars().filter(char::is_ascii_digit).collect();
         let total = (digits.parse::<u64>().unwrap() + 3).to_string();
@@ -270,6 +321,46 @@ fn ranks_that_were_started_differently_are_refused() {
         1,
         &["rank 1 (", "failed: ", "missing", "has failed and says why"],
     );
+    assert!(!out.exists());
+}
+
+/// A command that cannot be understood is refused before anything is asked of MPI. The rank joins the
+/// others all the same, which some launchers would leave waiting for it.
+#[test]
+fn wrong_usage_is_agreed_on_by_all_ranks() {
+    let (dir, set) = set();
+    let out = dir.path().join("run");
+    let wrong: [(Flags<'_>, &str); 3] = [
+        (&[("--bogus", "")], "unexpected argument '--bogus'"),
+        (&[("--rank-timeout", "4")], "4 is not in 5..=86400"),
+        (&[("--iterations", "few")], "invalid value 'few'"),
+    ];
+    let usual = words(&set, &out, &[("--rank-timeout", "600")]);
+    for launcher in launchers() {
+        for (flags, text) in wrong {
+            let groups = [(1, usual.clone()), (1, words(&set, &out, flags))];
+            let began = Instant::now();
+            let ran: Ran = launch(launcher, &groups).output().unwrap().into();
+            let said = &ran.stderr;
+            assert!(![None, Some(0)].contains(&ran.code), "{launcher}: {said}");
+            let all = [text, "the command of rank 1 (", ") has failed and says why"];
+            assert!(all.iter().all(|text| said.contains(text)), "{said}");
+            assert!(began.elapsed() < Duration::from_secs(300), "{launcher}");
+        }
+        let ran = ranks(launcher, 2, &set, &out, wrong[0].0);
+        assert_eq!(ran.stderr.matches(wrong[0].1).count(), 1, "{}", ran.stderr);
+        ran.refused(2, &["Usage: paragon train"]);
+        // the same without a flag
+        let mut command = launch(launcher, &[(2, usual.clone())]);
+        let ran: Ran = command.env("PARAGON_ISA", "mmx").output().unwrap().into();
+        assert_eq!(ran.stderr.matches("mmx").count(), 1, "{}", ran.stderr);
+        ran.refused(2, &["PARAGON_ISA"]);
+    }
+    // MPI that cannot be joined does not hide what is wrong
+    let alone = [("PMI_RANK", "0"), ("PMI_SIZE", "2"), ("PARAGON_MPI", "/no")];
+    let mut command = paragon(&words(&set, &out, wrong[0].0));
+    let ran: Ran = command.envs(alone).output().unwrap().into();
+    ran.refused(2, &[wrong[0].1]);
     assert!(!out.exists());
 }
 

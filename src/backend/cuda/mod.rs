@@ -56,6 +56,8 @@ pub use limits::MOST_SHARED;
 pub use lower::{lower, lower_range};
 pub use nccl::{NCCL_DEVICE_BYTES, NCCL_HOST_BYTES, NCCL_VARIABLE, Nccl, nccl_is_off};
 pub use profile::LaunchTime;
+#[doc(hidden)]
+pub use rank_sum::add_gradients;
 pub use rank_sum::{Joining, RankCheck, RankSum};
 pub use resources::KernelResources;
 #[doc(hidden)]

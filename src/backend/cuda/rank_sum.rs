@@ -91,6 +91,46 @@ fn within<T: Send + 'static>(
     }
 }
 
+/// Where in the memory of the exchange the gradients of the other rank number `slot` are, values:
+/// after the sums.
+fn received(parts: Parts, slot: usize) -> usize {
+    (1 + slot) * parts.stride()
+}
+
+/// The launch that adds the gradients of a round at a rank; `None` where it owns no values. `buffers`:
+/// the gradients, and the memory of the exchange, f32 `[parts.ranks()][parts.stride()]`, which has the
+/// sums and then what the other ranks have sent, in their order. `first` and `last` are the rounds of an
+/// iteration; the last one writes the sums to where the rank's own gradients were.
+///
+/// # Errors
+/// There are more values than a kernel counts.
+pub fn add_gradients(
+    (gradients, exchange): (BufferId, BufferId),
+    parts: Parts,
+    rank: usize,
+    (first, last): (bool, bool),
+) -> Result<Option<Launch>> {
+    let values = parts.owned(rank);
+    if values.is_empty() {
+        return Ok(None);
+    }
+    let own = Address::new(gradients, 4 * values.start as u64);
+    let sums = Address::new(exchange, 0);
+    let arguments = AddGradientsArguments {
+        own,
+        received: Address::new(exchange, 4 * received(parts, 0) as u64),
+        sums,
+        out: if last { own } else { sums },
+        count: int(values.len())?,
+        stride: int(parts.stride())?,
+        ranks: int(parts.ranks())?,
+        rank: int(rank)?,
+        first: i32::from(first),
+    };
+    let blocks = Shape::of(values.len().div_ceil(BLOCK_THREADS), 0);
+    Launch::new(None, &ADD_GRADIENTS, false, blocks, arguments).map(Some)
+}
+
 impl RankSum {
     /// Connects the card of a backend with those of the other ranks; returns when all have joined.
     ///
@@ -187,31 +227,17 @@ impl RankSum {
 
     fn queue_round(&self, first: bool, last: bool) -> Result<()> {
         let sends = self.others().map(|peer| self.part_of(peer, peer));
-        let own = self.parts.owned(self.rank);
+        let values = self.parts.owned(self.rank).len();
         let receives = self.others().enumerate().map(|(slot, peer)| Transfer {
             peer,
-            at: self.exchange_at + 4 * self.received(slot) as u64,
-            values: own.len(),
+            at: self.exchange_at + 4 * received(self.parts, slot) as u64,
+            values,
         });
         self.transfer(sends, receives)?;
-        if own.is_empty() {
+        let buffers = (self.gradients, self.exchange);
+        let Some(launch) = add_gradients(buffers, self.parts, self.rank, (first, last))? else {
             return Ok(());
-        }
-        let gradients = |value: usize| Address::new(self.gradients, 4 * value as u64);
-        let sums = Address::new(self.exchange, 0);
-        let arguments = AddGradientsArguments {
-            own: gradients(own.start),
-            received: Address::new(self.exchange, 4 * self.received(0) as u64),
-            sums,
-            out: if last { gradients(own.start) } else { sums },
-            count: int(own.len())?,
-            stride: int(self.parts.stride())?,
-            ranks: int(self.parts.ranks())?,
-            rank: int(self.rank)?,
-            first: i32::from(first),
         };
-        let blocks = Shape::of(own.len().div_ceil(BLOCK_THREADS), 0);
-        let launch = Launch::new(None, &ADD_GRADIENTS, false, blocks, arguments)?;
         let address = |p: &Pointer| {
             let buffer = if p.buffer == self.gradients {
                 self.gradients_at
@@ -258,12 +284,6 @@ impl RankSum {
             at: self.gradients_at + 4 * owned.start as u64,
             values: owned.len(),
         }
-    }
-
-    /// Where in the memory of the exchange the gradients of the other rank number `slot` are, values:
-    /// after the sums.
-    fn received(&self, slot: usize) -> usize {
-        (1 + slot) * self.parts.stride()
     }
 
     fn communicator(&self) -> Result<&Communicator> {

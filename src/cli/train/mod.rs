@@ -6,11 +6,11 @@ mod summary;
 use super::data::{DataArgs, Window};
 use super::flags::{self, print_json};
 use super::recipe::{KeyFlags, Layers, Machine, Training, Unhonoured};
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, anyhow, bail, ensure};
 use output::Output;
 use paragon::config::{KEYS, Settings, Value, docs};
 use paragon::loader::{Sources, window_advice};
-use paragon::ranks::{Exchange, RankError, Ranks, USUAL_TIMEOUT};
+use paragon::ranks::{Exchange, LEAST_TIMEOUT, MOST_TIMEOUT, RankError, Ranks, USUAL_TIMEOUT};
 use paragon::shard::reader::Io;
 use paragon::support::text::one_line;
 use paragon::sys::stop_flag;
@@ -26,6 +26,9 @@ use summary::print_summary;
 
 /// Exit code of a run that was stopped from outside.
 pub const STOPPED: i32 = 130;
+/// How long a rank with wrong usage waits for the others, seconds: they start MPI as soon as their
+/// launcher has started them.
+const REFUSAL_WAIT: u64 = 30;
 /// The key of the number of micro-batches in an iteration.
 const ACCUMULATION: &str = "data.accum_iter";
 /// The value of `val.dataset` that turns validation off.
@@ -52,7 +55,13 @@ pub struct Args {
     restart: bool,
     /// As one of several ranks: the longest time in seconds without a word from another rank, after
     /// which all of them end (docs/clusters.md)
-    #[arg(long, value_name = "SECONDS", default_value_t = USUAL_TIMEOUT, help_heading = "Machine")]
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = USUAL_TIMEOUT,
+        value_parser = clap::value_parser!(u64).range(LEAST_TIMEOUT..=MOST_TIMEOUT),
+        help_heading = "Machine"
+    )]
     rank_timeout: u64,
     /// Print more: the table of the memory, how shards are read, every ignored key of an option file
     #[arg(long, short, help_heading = "Output", conflicts_with = "quiet")]
@@ -82,6 +91,24 @@ pub fn run(args: &Args) -> Result<()> {
         std::process::exit(STOPPED);
     }
     Ok(())
+}
+
+/// Refuses a command that cannot be understood. One of several ranks joins the others for it, because
+/// some launchers leave them waiting for a rank that has ended before MPI was started. `show` prints
+/// the error, whose `text` is said to the others; if rank 0 has the same error, it alone prints.
+pub fn refuse(text: &str, show: impl FnOnce()) {
+    // Where the others cannot be joined, the command is still what has to be corrected first.
+    let Ok(Some(ranks)) = Ranks::join(REFUSAL_WAIT) else {
+        return show();
+    };
+    if ranks.fail(&anyhow!("{text}")) {
+        if !ranks.is_first() {
+            let name = ranks.name(ranks.rank());
+            flags::tell_error(format_args!("the command of {name} cannot be understood:"));
+        }
+        show();
+    }
+    let _ = ranks.leave(); // what another rank may have to say, it says itself
 }
 
 /// Ends this rank together with the others. Returns whether the run was stopped; after an error the
