@@ -86,6 +86,15 @@
 // Bytes of shared memory of the tiles of matrix_conv_weights: 32 inputs with a border of one pixel,
 // and 32 gradients.
 #define MATRIX_CONV_WEIGHT_TILES 46400
+// Bytes of the packed weights of 32 inputs and 32 outputs of matrix_pointwise.
+#define MATRIX_POINTWISE_SHARE 2048
+// Most groups of 32 outputs of a launch of matrix_pointwise, and of matrix_pointwise_deep.
+#define MATRIX_POINTWISE_GROUPS 8
+#define MATRIX_POINTWISE_DEEP_GROUPS 2
+// Pixels that a block of both takes at a time.
+#define MATRIX_POINTWISE_PIXELS 256
+// Sums of a warp of matrix_pointwise_weights for each lane: 32 x 64 weights and 64 biases.
+#define MATRIX_POINTWISE_SUMS 72
 // Rows of the pixels that a block of the structural losses takes.
 #define PATCH_H 16
 // Columns of the pixels that a block of the structural losses takes.
@@ -904,82 +913,6 @@ static_assert(sizeof(PlainConvWeightsArguments) == 168, "the layout that Rust wr
 typedef PlainConvWeightsArguments plain_conv_weights_arguments;
 enum { plain_conv_weights_threads = 256 };
 
-struct MatrixConvPackArguments {
-    // `[outputs][inputs][3][3]`; transposed `[inputs][outputs]...`
-    const float* weight;
-    // A factor of the weights, or null.
-    const float* gain;
-    // In the order that matrix_conv.cu states.
-    act* packed;
-    int inputs;
-    int outputs;
-    // 1: the taps from the last.
-    int transposed;
-    // Blocks for the outputs, and how many outputs each has.
-    int slabs;
-    int slab_outputs;
-    int reserved;
-};
-static_assert(sizeof(MatrixConvPackArguments) == 48, "the layout that Rust writes");
-typedef MatrixConvPackArguments matrix_conv_pack_arguments;
-enum { matrix_conv_pack_threads = 256 };
-
-struct MatrixConvArguments {
-    View input;
-    Place output;
-    // As in PlainConvArguments.
-    View z;
-    // As in PlainConvArguments.
-    ChannelFunction function;
-    // As in PlainConvArguments.
-    ChannelFunction back;
-    // What matrix_conv_pack made of the weights, and their gain.
-    const act* packed;
-    // `[outputs]`, or null.
-    const float* bias;
-    // A factor of the biases, or null.
-    const float* gain;
-    // `[blocks of pixels][outputs]`: the gradient of back's slopes; or null.
-    float* slope_partials;
-    int images;
-    int h;
-    int w;
-    int inputs;
-    int outputs;
-    // Outputs, and the channels after them that are filled with zeros.
-    int filled;
-    // Blocks for the outputs.
-    int slabs;
-    int reserved;
-};
-static_assert(sizeof(MatrixConvArguments) == 240, "the layout that Rust writes");
-typedef MatrixConvArguments matrix_conv_arguments;
-enum { matrix_conv_threads = 256 };
-typedef MatrixConvArguments matrix_conv_narrow_arguments;
-enum { matrix_conv_narrow_threads = 256 };
-
-struct MatrixConvWeightsArguments {
-    View input;
-    View d_output;
-    // Applied to the input.
-    ChannelFunction function;
-    // `[splits][weights, biases]`
-    float* partials;
-    int images;
-    int h;
-    int w;
-    int inputs;
-    int outputs;
-    // Blocks for the inputs, 32 each.
-    int input_tiles;
-    // Blocks that share the pixels.
-    int splits;
-    int reserved;
-};
-static_assert(sizeof(MatrixConvWeightsArguments) == 144, "the layout that Rust writes");
-typedef MatrixConvWeightsArguments matrix_conv_weights_arguments;
-enum { matrix_conv_weights_threads = 256 };
-
 struct PlainDepthwiseArguments {
     View input;
     Place output;
@@ -1470,6 +1403,8 @@ struct PlainWindowAttentionArguments {
 static_assert(sizeof(PlainWindowAttentionArguments) == 48, "the layout that Rust writes");
 typedef PlainWindowAttentionArguments plain_window_attention_arguments;
 enum { plain_window_attention_threads = 256 };
+typedef PlainWindowAttentionArguments matrix_window_attention_arguments;
+enum { matrix_window_attention_threads = 256 };
 
 struct PlainWindowAttentionBackArguments {
     // `[images][padded_h][padded_w][3 x channels]`
@@ -1487,6 +1422,10 @@ typedef PlainWindowAttentionBackArguments plain_window_attention_queries_argumen
 enum { plain_window_attention_queries_threads = 256 };
 typedef PlainWindowAttentionBackArguments plain_window_attention_keys_arguments;
 enum { plain_window_attention_keys_threads = 256 };
+typedef PlainWindowAttentionBackArguments matrix_window_attention_queries_arguments;
+enum { matrix_window_attention_queries_threads = 256 };
+typedef PlainWindowAttentionBackArguments matrix_window_attention_keys_arguments;
+enum { matrix_window_attention_keys_threads = 256 };
 
 struct PlainTokenKeysArguments {
     // `[tokens][channels]`
@@ -1581,3 +1520,110 @@ struct PlainTokenGradientsArguments {
 static_assert(sizeof(PlainTokenGradientsArguments) == 104, "the layout that Rust writes");
 typedef PlainTokenGradientsArguments plain_token_gradients_arguments;
 enum { plain_token_gradients_threads = 256 };
+
+struct MatrixConvPackArguments {
+    // `[outputs][inputs][kernel][kernel]`; transposed `[inputs][outputs]...`
+    const float* weight;
+    // A factor of the weights, or null.
+    const float* gain;
+    // In the order that matrix_conv.cu or matrix_pointwise.cu states.
+    act* packed;
+    int inputs;
+    int outputs;
+    // 1: the taps from the last.
+    int transposed;
+    // 3x3: blocks for the outputs, and how many outputs each has.
+    int slabs;
+    int slab_outputs;
+    int reserved;
+};
+static_assert(sizeof(MatrixConvPackArguments) == 48, "the layout that Rust writes");
+typedef MatrixConvPackArguments matrix_conv_pack_arguments;
+enum { matrix_conv_pack_threads = 256 };
+typedef MatrixConvPackArguments matrix_pointwise_pack_arguments;
+enum { matrix_pointwise_pack_threads = 256 };
+
+struct MatrixConvArguments {
+    View input;
+    Place output;
+    // As in PlainConvArguments.
+    View z;
+    // As in PlainConvArguments.
+    ChannelFunction function;
+    // As in PlainConvArguments.
+    ChannelFunction back;
+    // What the packing kernel made of the weights, and their gain.
+    const act* packed;
+    // `[outputs]`, or null.
+    const float* bias;
+    // A factor of the biases, or null.
+    const float* gain;
+    // `[blocks of pixels][outputs]`: the gradient of back's slopes; or null.
+    float* slope_partials;
+    int images;
+    int h;
+    int w;
+    int inputs;
+    int outputs;
+    // Outputs, and the channels after them that are filled with zeros.
+    int filled;
+    // 3x3: blocks for the outputs.
+    int slabs;
+    // 1x1: the first output of the launch, in groups of 32.
+    int first;
+};
+static_assert(sizeof(MatrixConvArguments) == 240, "the layout that Rust writes");
+typedef MatrixConvArguments matrix_conv_arguments;
+enum { matrix_conv_threads = 256 };
+typedef MatrixConvArguments matrix_conv_narrow_arguments;
+enum { matrix_conv_narrow_threads = 256 };
+typedef MatrixConvArguments matrix_pointwise_arguments;
+enum { matrix_pointwise_threads = 256 };
+typedef MatrixConvArguments matrix_pointwise_deep_arguments;
+enum { matrix_pointwise_deep_threads = 256 };
+
+struct MatrixConvWeightsArguments {
+    View input;
+    View d_output;
+    // Applied to the input.
+    ChannelFunction function;
+    // `[splits][weights, biases]`
+    float* partials;
+    int images;
+    int h;
+    int w;
+    int inputs;
+    int outputs;
+    // Blocks for the inputs, 32 each.
+    int input_tiles;
+    // Blocks that share the pixels.
+    int splits;
+    int reserved;
+};
+static_assert(sizeof(MatrixConvWeightsArguments) == 144, "the layout that Rust writes");
+typedef MatrixConvWeightsArguments matrix_conv_weights_arguments;
+enum { matrix_conv_weights_threads = 256 };
+
+struct MatrixPointwiseWeightsArguments {
+    View input;
+    View d_output;
+    // Applied to the input.
+    ChannelFunction function;
+    // `[splits][weights, biases]`
+    float* partials;
+    int pixels;
+    int inputs;
+    int outputs;
+    // 32s of inputs, and 64s of outputs, of a block.
+    int part_inputs;
+    int part_outputs;
+    // Blocks for the inputs.
+    int input_parts;
+    // Pixels that a block has in shared memory, a multiple of 16.
+    int tile;
+    // Blocks that share the pixels.
+    int splits;
+};
+static_assert(sizeof(MatrixPointwiseWeightsArguments) == 144, "the layout that Rust writes");
+typedef MatrixPointwiseWeightsArguments matrix_pointwise_weights_arguments;
+enum { matrix_pointwise_weights_threads = 256 };

@@ -30,27 +30,9 @@
 // pieces that mma_hidden's lanes write for a pixel into different banks.
 DEVICE constexpr int plane_pieces(int side) { return side * side + PLANE_GAP; }
 
-// gelu(z) and its slope: the normal distribution as 1 / (1 + exp(-L)) with an odd polynomial L. The
-// errors are at most 4e-5 and 1e-4, far less than the rounding to half precision; beyond the clamp
-// the distribution is 0 or 1 to 1e-8.
-//
-// z and gelu(z) are in units of eight (z / 8), so that the clamp of its square is part of a
-// multiplication. For this conv1 and everything added to it are divided by EIGHTHS in shared
-// memory; results are multiplied again where that costs nothing. A power of two does not change the
-// rounding.
-#define EIGHTHS 8.0f
-DEVICE float normal_share(float z, float square) {
-    return fast_reciprocal(1.0f + fast_exp2(z * ((32.858613f * square - 54.666506f) * square - 18.407007f)));
-}
-DEVICE float gelu_half(float z) { return z * normal_share(z, saturate(z * z)); }
-DEVICE void gelu_pair(float z, float& value, float& slope) {
-    float square = saturate(z * z), share = normal_share(z, square);
-    value = z * share;
-    float inner = value * ((-113.87928f * square + 113.67580f) * square + 12.758766f);
-    slope = (share + inner) - inner * share;
-}
-
-// Weights in shared memory, after the planes.
+// Weights in shared memory, after the planes. GELU takes z in units of eight (common.cuh): conv1 and
+// everything added to it are divided by EIGHTHS here; results are multiplied again where that costs
+// nothing.
 struct NanoWeights {
     Wide* conv1;   // [feature word][conv1_place(hidden channel)]: features 4t and 4t + 1, then 4t + 2 and 4t + 3
     Pair* conv2;   // operands in the order of the lanes. Forward: [word][16 hidden channels][lane], backward: [plane][lane]

@@ -25,10 +25,12 @@ namespace loss_family {
 namespace plain_family {
 #include "plain_conv.cu"
 #include "matrix_conv.cu"
+#include "matrix_pointwise.cu"
 #include "plain_values.cu"
 #include "plain_compose.cu"
 #include "plain_norm.cu"
 #include "plain_attention.cu"
+#include "matrix_attention.cu"
 }  // namespace plain_family
 #include "optimizer.cu"
 #include "reduce.cu"

@@ -1007,6 +1007,7 @@ pub fn run_on_few_blocks(launches: &mut [Launch]) {
             "plain_conv_weights",
             "plain_depthwise_weights",
             "matrix_conv_weights",
+            "matrix_pointwise_weights",
         ]
         .contains(&launch.kernel)
         {

@@ -95,6 +95,7 @@ fn photo() {
     let net = network("photo", 2, &[("window_size", 8)]);
     let case = (2, 2, (11, 18), L1_ONLY, false, Recompute::None);
     compare(&net, case, Precision::F32, (&ORDERS, false), 5);
+    compare(&net, case, Precision::Bf16, (&ORDERS, false), 5);
 }
 
 /// Sums that are carried from image to image.
@@ -128,17 +129,19 @@ fn a_missing_barrier_is_noticed() {
     };
     let end: Chosen = |op| matches!(op, Op::Reconstruct(_));
     // One window, with more tokens than a tile of keys has.
-    let (net, params) = network("pro", 2, &[("window_size", 17)]);
+    let pro = network("pro", 2, &[("window_size", 17)]);
+    let photo = network("photo", 2, &[("window_size", 17)]);
     let mut unnoticed = Vec::new();
-    for (file, chosen) in [
-        ("plain.cuh", norms),
-        ("plain_norm.cu", norms),
-        ("plain_attention.cu", attention),
-        ("plain_reconstruct.cu", end),
+    for (file, (net, params), chosen, precision) in [
+        ("plain.cuh", &pro, norms, Precision::F32),
+        ("plain_norm.cu", &pro, norms, Precision::F32),
+        ("plain_attention.cu", &pro, attention, Precision::F32),
+        ("matrix_attention.cu", &photo, attention, Precision::Bf16),
+        ("plain_reconstruct.cu", &pro, end, Precision::F32),
     ] {
-        let case = (spec(1, (17, 17), L1_ONLY, false), Precision::F32);
+        let case = (spec(1, (17, 17), L1_ONLY, false), precision);
         let places = barriers(file);
-        let Some(blind) = unnoticed_barriers((&net, &params), case, chosen, &places, true) else {
+        let Some(blind) = unnoticed_barriers((net, params), case, chosen, &places, true) else {
             return;
         };
         unnoticed.extend(blind);

@@ -116,6 +116,15 @@ constants! {
     /// Bytes of shared memory of the tiles of matrix_conv_weights: 32 inputs with a border of one pixel,
     /// and 32 gradients.
     MATRIX_CONV_WEIGHT_TILES: usize = ((TILE + 2) * (TILE + 2) + TILE * TILE) * 80;
+    /// Bytes of the packed weights of 32 inputs and 32 outputs of matrix_pointwise.
+    MATRIX_POINTWISE_SHARE: usize = 32 * 32 * 2;
+    /// Most groups of 32 outputs of a launch of matrix_pointwise, and of matrix_pointwise_deep.
+    MATRIX_POINTWISE_GROUPS: usize = 8;
+    MATRIX_POINTWISE_DEEP_GROUPS: usize = 2;
+    /// Pixels that a block of both takes at a time.
+    MATRIX_POINTWISE_PIXELS: usize = 256;
+    /// Sums of a warp of matrix_pointwise_weights for each lane: 32 x 64 weights and 64 biases.
+    MATRIX_POINTWISE_SUMS: usize = 72;
 
     /// Rows of the pixels that a block of the structural losses takes.
     PATCH_H: usize = 16;

@@ -1,5 +1,7 @@
-//! Window attention and attention to tokens (kernels/plain_attention.cu).
+//! Window attention and attention to tokens (kernels/plain_attention.cu; window attention in half
+//! precision kernels/matrix_attention.cu).
 
+use super::super::arguments::{CStruct, Kernel};
 use super::super::launch::Shape;
 use super::super::limits::MOST_SHARED;
 use super::super::lowering::{Lowering, int};
@@ -7,6 +9,7 @@ use super::super::operation::CudaOperation;
 use super::super::reduce::Finish;
 use super::conv::{ConvShape, weight_sums};
 use super::signatures::{
+    MATRIX_WINDOW_ATTENTION, MATRIX_WINDOW_ATTENTION_KEYS, MATRIX_WINDOW_ATTENTION_QUERIES,
     PLAIN_TOKEN_ATTENTION, PLAIN_TOKEN_ATTENTION_BACK, PLAIN_TOKEN_GRADIENTS, PLAIN_TOKEN_KEYS,
     PLAIN_WINDOW_ATTENTION, PLAIN_WINDOW_ATTENTION_KEYS, PLAIN_WINDOW_ATTENTION_QUERIES,
     PlainTokenAttentionArguments, PlainTokenAttentionBackArguments, PlainTokenGradientsArguments,
@@ -46,9 +49,25 @@ fn window_blocks(o: &WindowAttention) -> usize {
     o.padded.pixels() / tokens * o.heads * tokens.div_ceil(WINDOW_TILE)
 }
 
-/// Bytes of shared memory of two vectors and `more` f32 for every token of a tile.
-fn window_bytes(more: usize) -> usize {
-    4 * WINDOW_TILE * (2 * HEAD + more)
+/// Launches a kernel of window attention: the plain one, or with activations in half precision the
+/// one on tensor cores. A block has two vectors, of the activations' type on tensor cores, and `more` f32
+/// of every token of a tile in shared memory.
+fn window_launch<A: CStruct>(
+    l: &mut Lowering<'_>,
+    o: &WindowAttention,
+    [plain, matrix]: [&Kernel<A>; 2],
+    more: usize,
+    arguments: A,
+) -> Result<()> {
+    let precision = l.plan.precision;
+    let kernel = if precision == Precision::F32 {
+        plain
+    } else {
+        matrix
+    };
+    let token = 2 * HEAD * precision.bytes() as usize + 4 * more;
+    let shape = Shape::of(window_blocks(o), WINDOW_TILE * token);
+    l.launch(kernel, shape, arguments)
 }
 
 impl CudaOperation for WindowAttention {
@@ -68,8 +87,8 @@ impl CudaOperation for WindowAttention {
             output: l.activations(self.output),
             sizes: sizes(self)?,
         };
-        let shape = Shape::of(window_blocks(self), window_bytes(0));
-        l.launch(&PLAIN_WINDOW_ATTENTION, shape, arguments)
+        let kernels = [&PLAIN_WINDOW_ATTENTION, &MATRIX_WINDOW_ATTENTION];
+        window_launch(l, self, kernels, 0, arguments)
     }
 }
 
@@ -92,10 +111,13 @@ impl CudaOperation for WindowAttentionBack {
             statistics: l.floats(l.workspace(self.workspace)?),
             sizes: sizes(f)?,
         };
-        let shape = Shape::of(window_blocks(f), window_bytes(0));
-        l.launch(&PLAIN_WINDOW_ATTENTION_QUERIES, shape, arguments)?;
-        let shape = Shape::of(window_blocks(f), window_bytes(2));
-        l.launch(&PLAIN_WINDOW_ATTENTION_KEYS, shape, arguments)
+        let queries = [
+            &PLAIN_WINDOW_ATTENTION_QUERIES,
+            &MATRIX_WINDOW_ATTENTION_QUERIES,
+        ];
+        window_launch(l, f, queries, 0, arguments)?;
+        let keys = [&PLAIN_WINDOW_ATTENTION_KEYS, &MATRIX_WINDOW_ATTENTION_KEYS];
+        window_launch(l, f, keys, 2, arguments)
     }
 }
 
@@ -126,6 +148,7 @@ fn gradients(o: &TokenAttention) -> [ConvShape; 2] {
         kernel: 1,
         dilation: 1,
         groups: 1,
+        matrix: false,
     };
     [of(HEAD, o.tokens()), of(o.tokens(), o.channels)]
 }

@@ -1,19 +1,21 @@
 //! Convolutions of any odd kernel, dilation and groups (kernels/plain_conv.cu). Those that
 //! [`super::matrix_conv`] serves go there.
 
-use super::super::arguments::{Address, Parameter, Partial};
+use super::super::arguments::{Act, Address, Parameter, Partial};
 use super::super::launch::Shape;
 use super::super::limits::{MOST_SHARED, most_sum_blocks};
 use super::super::lowering::{Lowering, int};
 use super::super::reduce::{self, Finish, Sums};
-use super::matrix_conv;
+use super::matrix_conv::{self, Pass};
 use super::signatures::{
     ChannelFunction, PLAIN_CONV, PLAIN_CONV_WEIGHTS, PLAIN_DEPTHWISE, PLAIN_DEPTHWISE_WEIGHTS,
     Place, PlainConvArguments, PlainConvWeightsArguments, PlainDepthwiseArguments,
     PlainDepthwiseWeightsArguments, View,
 };
 use super::{NO_FUNCTION, NO_VIEW, SumSpace, buffer_view, function, place, sum_bytes};
-use crate::plan::{Activation, Conv, ConvBack, Extent, ParamRange, Precision};
+use crate::plan::{
+    Activation, BufferId, CHANNEL_GROUP, Conv, ConvBack, Extent, ParamRange, Precision,
+};
 use anyhow::{Result, ensure};
 
 /// Shared memory that a block of the convolution takes if it can, bytes: four blocks fit on a
@@ -35,6 +37,8 @@ pub(super) struct ConvShape {
     pub kernel: usize,
     pub dilation: usize,
     pub groups: usize,
+    /// Whether it is computed on tensor cores ([`matrix_conv`]).
+    pub matrix: bool,
 }
 
 /// Weights and biases. A gain multiplies both, if it is not null.
@@ -44,6 +48,8 @@ pub(super) struct ConvWeights {
     /// Null for none; the gradient of the input does not read it.
     pub bias: Address<Parameter>,
     pub gain: Address<Parameter>,
+    /// Room for the packed weights of a direction, [`ConvShape::packed_bytes`]; null where there are none.
+    pub packed: Address<Act>,
 }
 
 /// The function of the input, and whether its slopes have a gradient.
@@ -128,8 +134,13 @@ impl ConvShape {
         self.tiles(self.cout / self.groups, self.cin / self.groups, fill)
     }
 
-    /// Blocks that each have a partial sum of the gradient of the slopes.
-    fn slope_blocks(&self, t: &ConvTiles) -> usize {
+    /// Blocks that each have a partial sum of the gradient of the slopes, where the input's buffer has
+    /// `fill` channels more.
+    fn slope_blocks(&self, fill: usize) -> usize {
+        if self.matrix {
+            return self.matrix_slope_blocks();
+        }
+        let t = self.gradient_tiles(fill);
         t.tiles
             .min((most_sum_blocks() / (self.groups * t.slabs)).max(1))
     }
@@ -145,6 +156,9 @@ impl ConvShape {
 
     /// Blocks that share the pixels for the weight gradients.
     fn splits(&self) -> usize {
+        if self.matrix {
+            return self.matrix_splits();
+        }
         if self.is_depthwise() {
             let parts = self.cin.div_ceil(16) * self.taps().div_ceil(MOST_UNITS);
             let pixels = self.extent.pixels().div_ceil(16);
@@ -202,6 +216,19 @@ pub(super) fn forward(
     output: Place,
     filled: usize,
 ) -> Result<()> {
+    if c.matrix {
+        let pass = Pass {
+            input,
+            function,
+            output,
+            filled,
+            transposed: false,
+            z: NO_VIEW,
+            back: NO_FUNCTION,
+            slope_partials: Address::NULL,
+        };
+        return matrix_conv::multiply(l, c, w, pass);
+    }
     if c.is_depthwise() && output.shuffle == 1 {
         return depthwise(
             l,
@@ -268,6 +295,19 @@ pub(super) fn input_gradient(
     d_input: Place,
     filled: usize,
 ) -> Result<()> {
+    if c.matrix {
+        let pass = Pass {
+            input: d_output,
+            function: NO_FUNCTION,
+            output: d_input,
+            filled,
+            transposed: true,
+            z: g.z,
+            back: g.function,
+            slope_partials: g.slope_partials,
+        };
+        return matrix_conv::multiply(l, c, w, pass);
+    }
     let slopes = g.slope_partials.place().is_some();
     if c.is_depthwise() && !slopes {
         let w = ConvWeights {
@@ -290,7 +330,11 @@ pub(super) fn input_gradient(
         transposed: 1,
         ..conv_arguments(c, w, &t)?
     };
-    let blocks = if slopes { c.slope_blocks(&t) } else { t.tiles };
+    let blocks = if slopes {
+        c.slope_blocks(filled - c.cin)
+    } else {
+        t.tiles
+    };
     let shape = Shape::of(blocks * c.groups * t.slabs, t.shared);
     l.launch(&PLAIN_CONV, shape, arguments)
 }
@@ -336,6 +380,9 @@ pub(super) fn weight_sums(
     d_output: View,
     space: &mut SumSpace,
 ) -> Result<Sums> {
+    if c.matrix {
+        return matrix_conv::weight_sums(l, c, (input, function), d_output, space);
+    }
     let sums = space.sums(l, c.sum_count(), c.splits());
     let e = c.extent;
     let (images, h, w) = (int(e.n)?, int(e.h)?, int(e.w)?);
@@ -394,24 +441,42 @@ pub(super) fn weight_sums(
 }
 
 /// The sizes of an operation.
-fn shape_of(o: &Conv) -> ConvShape {
-    ConvShape {
+fn shape_of(o: &Conv, precision: Precision) -> ConvShape {
+    let plain = ConvShape {
         extent: o.extent,
         cin: o.cin,
         cout: o.cout,
         kernel: o.kernel,
         dilation: o.dilation,
         groups: o.groups,
-    }
+        matrix: false,
+    };
+    let whole = |stride: usize| stride.is_multiple_of(CHANNEL_GROUP);
+    let matrix = whole(o.input_stride)
+        && whole(o.output_stride)
+        && matrix_conv::serves(&plain, o.activation, precision);
+    ConvShape { matrix, ..plain }
 }
 
-fn weights_of(l: &Lowering<'_>, o: &Conv) -> ConvWeights {
+/// Weights whose packed form goes to the start of a workspace.
+fn weights_of(
+    l: &Lowering<'_>,
+    o: &Conv,
+    c: &ConvShape,
+    workspace: Option<BufferId>,
+) -> Result<ConvWeights> {
     let at = |range: ParamRange| l.parameter(o.parameters, range.offset);
-    ConvWeights {
+    let packed = if c.matrix {
+        l.activations_at(l.workspace(workspace)?, 0)
+    } else {
+        Address::NULL
+    };
+    Ok(ConvWeights {
         weight: at(o.weight),
         bias: at(o.bias),
         gain: Address::NULL,
-    }
+        packed,
+    })
 }
 
 /// Checks that a block's tile fits into shared memory.
@@ -419,7 +484,8 @@ fn weights_of(l: &Lowering<'_>, o: &Conv) -> ConvWeights {
 /// # Errors
 /// When the taps reach too far, or the sizes make no convolution.
 pub(in super::super) fn check(o: &Conv) -> Result<()> {
-    let c = shape_of(o);
+    // the plain kernels compute f32, in which inference runs, so every shape must suit them
+    let c = shape_of(o, Precision::F32);
     ensure!(
         c.kernel % 2 == 1
             && c.groups > 0
@@ -448,45 +514,29 @@ fn has_slopes(o: &Conv) -> bool {
     matches!(o.activation, Some(Activation::PRelu { .. }))
 }
 
-/// Blocks with a partial sum of the slopes' gradient.
-fn slope_blocks(o: &Conv, precision: Precision) -> usize {
-    let c = shape_of(o);
-    if matrix_conv::serves(o, precision) {
-        return c.matrix_slope_blocks();
-    }
-    c.slope_blocks(&c.gradient_tiles(o.input_stride - o.cin))
-}
-
 /// Workspace bytes of the forward pass: packed weights.
 pub(in super::super) fn forward_workspace(o: &Conv, precision: Precision) -> u64 {
-    if matrix_conv::serves(o, precision) {
-        return shape_of(o).packed_bytes() as u64;
-    }
-    0
+    shape_of(o, precision).packed_bytes(false) as u64
 }
 
 /// Bytes of packed weights that the gradients need, ahead of their sums.
-fn packed_bytes(o: &ConvBack, precision: Precision) -> usize {
-    if o.d_input.is_some() && matrix_conv::serves(&o.forward, precision) {
-        return shape_of(&o.forward).packed_gradient_bytes();
+fn packed_bytes(o: &ConvBack, c: &ConvShape) -> usize {
+    if o.d_input.is_some() {
+        c.packed_bytes(true)
+    } else {
+        0
     }
-    0
 }
 
 /// Workspace bytes of the gradients.
 pub(in super::super) fn workspace(o: &ConvBack, precision: Precision) -> u64 {
-    let (f, c) = (&o.forward, shape_of(&o.forward));
+    let (f, c) = (&o.forward, shape_of(&o.forward, precision));
     let slopes = if has_slopes(f) {
-        sum_bytes(f.cin, slope_blocks(f, precision))
+        sum_bytes(f.cin, c.slope_blocks(f.input_stride - f.cin))
     } else {
         0
     };
-    let splits = if matrix_conv::serves(f, precision) {
-        c.matrix_splits()
-    } else {
-        c.splits()
-    };
-    (packed_bytes(o, precision) + sum_bytes(c.sum_count(), splits) + slopes) as u64
+    (packed_bytes(o, &c) + c.sum_bytes() + slopes) as u64
 }
 
 /// Bytes of the totals that slices carry.
@@ -496,7 +546,7 @@ pub(in super::super) fn carry(o: &ConvBack) -> u64 {
     } else {
         0
     };
-    8 * (shape_of(&o.forward).sum_count() + slopes) as u64
+    8 * (shape_of(&o.forward, Precision::F32).sum_count() + slopes) as u64
 }
 
 /// Lowers a [`Conv`].
@@ -504,32 +554,20 @@ pub(in super::super) fn lower(l: &mut Lowering<'_>, o: &Conv) -> Result<()> {
     let input = buffer_view(l, o.input, o.input_stride)?;
     let function = function(l, o.activation, o.slopes, o.cin)?;
     let output = place(buffer_view(l, o.output, o.output_stride)?, false);
-    let weights = weights_of(l, o);
-    let shape = shape_of(o);
-    let (from, filled) = ((input, function), o.output_stride);
-    if matrix_conv::serves(o, l.plan.precision) {
-        let space = (l.workspace(o.workspace)?, 0);
-        return matrix_conv::forward(l, &shape, weights, from, (output, filled), space);
-    }
-    forward(l, &shape, weights, from, output, filled)
+    let c = shape_of(o, l.plan.precision);
+    let weights = weights_of(l, o, &c, o.workspace)?;
+    forward(l, &c, weights, (input, function), output, o.output_stride)
 }
 
 /// Lowers a [`ConvBack`].
 pub(in super::super) fn lower_back(l: &mut Lowering<'_>, o: &ConvBack) -> Result<()> {
-    let (f, c) = (&o.forward, shape_of(&o.forward));
-    let precision = l.plan.precision;
-    let matrix = matrix_conv::serves(f, precision);
+    let (f, c) = (&o.forward, shape_of(&o.forward, l.plan.precision));
     let workspace = l.workspace(o.workspace)?;
-    let mut space = SumSpace::new(workspace, packed_bytes(o, precision), o.slice);
+    let mut space = SumSpace::new(workspace, packed_bytes(o, &c), o.slice);
     let input = buffer_view(l, f.input, f.input_stride)?;
     let d_output = buffer_view(l, o.d_output, f.output_stride)?;
     let function = function(l, f.activation, f.slopes, f.cin)?;
-    let sums_of = if matrix {
-        matrix_conv::weight_sums
-    } else {
-        weight_sums
-    };
-    let sums = sums_of(l, &c, (input, function), d_output, &mut space)?;
+    let sums = weight_sums(l, &c, (input, function), d_output, &mut space)?;
     let first = l.gradient(o.gradients, reduce::contiguous(&[f.weight, f.bias])?);
     let to = if o.accumulates {
         Finish::Gradients(first)
@@ -540,7 +578,7 @@ pub(in super::super) fn lower_back(l: &mut Lowering<'_>, o: &ConvBack) -> Result
     if let Some(d_input) = o.d_input {
         let mut slope_partials = Address::NULL;
         if let Some(slopes) = f.activation.and_then(|a| a.slopes()) {
-            let sums = space.sums(l, f.cin, slope_blocks(f, precision));
+            let sums = space.sums(l, f.cin, c.slope_blocks(f.input_stride - f.cin));
             slope_partials = sums.partials;
             let to = l.gradient(o.slope_gradients, slopes.offset);
             finished.push((sums, Finish::Gradients(to)));
@@ -551,13 +589,8 @@ pub(in super::super) fn lower_back(l: &mut Lowering<'_>, o: &ConvBack) -> Result
             function,
             slope_partials,
         };
-        let (weights, filled) = (weights_of(l, f), f.input_stride);
-        if matrix {
-            let of = (to, filled);
-            matrix_conv::input_gradient(l, &c, weights, d_output, gradient, of, (workspace, 0))?;
-        } else {
-            input_gradient(l, &c, weights, d_output, gradient, to, filled)?;
-        }
+        let weights = weights_of(l, f, &c, o.workspace)?;
+        input_gradient(l, &c, weights, d_output, gradient, to, f.input_stride)?;
     }
     space.finish(l, &finished)
 }

@@ -7,14 +7,15 @@
 //! pixels are partial sums of at most [`most_sum_blocks`](super::limits::most_sum_blocks) blocks, which
 //! `reduce_sums` adds up right after the launch, so the workspace is free again for the next
 //! operation. An operation that is a composition (the block of Stream, the reconstruction of more
-//! than 16 features) calls the functions that the plain convolutions are lowered with. Dense 3x3
-//! convolutions in half precision have kernels for tensor cores (`matrix_conv.rs`).
+//! than 16 features) calls the functions that the plain convolutions are lowered with. Dense 3x3 and
+//! 1x1 convolutions in half precision have kernels for tensor cores (`matrix_conv.rs`).
 //! kernels/plain.cuh says how such a kernel is written.
 
 mod attention;
 mod compose;
 pub(super) mod conv;
 mod matrix_conv;
+mod matrix_signatures;
 mod norm;
 pub(super) mod reconstruct;
 mod signatures;
@@ -36,7 +37,7 @@ use signatures::{ChannelFunction, Place, View};
 /// The C text of the plain kernels' arguments, for the generated header.
 #[cfg(test)]
 pub(super) fn c_text() -> String {
-    signatures::c_text()
+    signatures::c_text() + &matrix_signatures::c_text()
 }
 
 /// Bytes that buffers inside a workspace are aligned to.

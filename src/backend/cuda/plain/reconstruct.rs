@@ -24,6 +24,7 @@ fn up(o: &Reconstruct) -> ConvShape {
         kernel: 3,
         dilation: 1,
         groups: 1,
+        matrix: false,
     }
 }
 
@@ -36,6 +37,7 @@ fn last(o: &Reconstruct) -> ConvShape {
         kernel: 3,
         dilation: 1,
         groups: 1,
+        matrix: false,
     }
 }
 
@@ -44,6 +46,7 @@ fn up_weights(l: &Lowering<'_>, o: &Reconstruct) -> ConvWeights {
         weight: l.parameter(o.parameters, o.up_weight.offset),
         bias: l.parameter(o.parameters, o.up_bias.offset),
         gain: Address::NULL,
+        packed: Address::NULL,
     }
 }
 
@@ -52,6 +55,7 @@ fn last_weights(l: &Lowering<'_>, o: &Reconstruct) -> ConvWeights {
         weight: l.parameter(o.parameters, o.weight.offset),
         bias: l.parameter(o.parameters, o.bias.offset),
         gain: l.parameter(o.parameters, o.gain.offset),
+        packed: Address::NULL,
     }
 }
 

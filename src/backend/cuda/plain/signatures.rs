@@ -142,85 +142,6 @@ c_structs! {
         PLAIN_CONV_WEIGHTS = plain_conv_weights [BLOCK_THREADS, BLOCK_THREADS];
     }
 
-    struct MatrixConvPackArguments {
-        /// `[outputs][inputs][3][3]`; transposed `[inputs][outputs]...`
-        weight: *const Parameter,
-        /// A factor of the weights, or null.
-        gain: *const Parameter,
-        /// In the order that matrix_conv.cu states.
-        packed: *mut Act,
-        inputs: i32,
-        outputs: i32,
-        /// 1: the taps from the last.
-        transposed: i32,
-        /// Blocks for the outputs, and how many outputs each has.
-        slabs: i32,
-        slab_outputs: i32,
-        reserved: i32,
-    }
-    kernels {
-        /// Half precision only.
-        MATRIX_CONV_PACK = matrix_conv_pack [BLOCK_THREADS, BLOCK_THREADS];
-    }
-
-    struct MatrixConvArguments {
-        input: View,
-        output: Place,
-        /// As in PlainConvArguments.
-        z: View,
-        /// As in PlainConvArguments.
-        function: ChannelFunction,
-        /// As in PlainConvArguments.
-        back: ChannelFunction,
-        /// What matrix_conv_pack made of the weights, and their gain.
-        packed: *const Act,
-        /// `[outputs]`, or null.
-        bias: *const Parameter,
-        /// A factor of the biases, or null.
-        gain: *const Parameter,
-        /// `[blocks of pixels][outputs]`: the gradient of back's slopes; or null.
-        slope_partials: *mut Partial,
-        images: i32,
-        h: i32,
-        w: i32,
-        inputs: i32,
-        outputs: i32,
-        /// Outputs, and the channels after them that are filled with zeros.
-        filled: i32,
-        /// Blocks for the outputs.
-        slabs: i32,
-        reserved: i32,
-    }
-    kernels {
-        /// Half precision only.
-        MATRIX_CONV = matrix_conv [BLOCK_THREADS, BLOCK_THREADS];
-        /// Half precision only.
-        MATRIX_CONV_NARROW = matrix_conv_narrow [BLOCK_THREADS, BLOCK_THREADS];
-    }
-
-    struct MatrixConvWeightsArguments {
-        input: View,
-        d_output: View,
-        /// Applied to the input.
-        function: ChannelFunction,
-        /// `[splits][weights, biases]`
-        partials: *mut Partial,
-        images: i32,
-        h: i32,
-        w: i32,
-        inputs: i32,
-        outputs: i32,
-        /// Blocks for the inputs, 32 each.
-        input_tiles: i32,
-        /// Blocks that share the pixels.
-        splits: i32,
-        reserved: i32,
-    }
-    kernels {
-        /// Half precision only.
-        MATRIX_CONV_WEIGHTS = matrix_conv_weights [BLOCK_THREADS, BLOCK_THREADS];
-    }
-
     struct PlainDepthwiseArguments {
         input: View,
         output: Place,
@@ -709,6 +630,8 @@ c_structs! {
     }
     kernels {
         PLAIN_WINDOW_ATTENTION = plain_window_attention [BLOCK_THREADS, BLOCK_THREADS];
+        /// Half precision only.
+        MATRIX_WINDOW_ATTENTION = matrix_window_attention [BLOCK_THREADS, BLOCK_THREADS];
     }
 
     struct PlainWindowAttentionBackArguments {
@@ -725,6 +648,10 @@ c_structs! {
     kernels {
         PLAIN_WINDOW_ATTENTION_QUERIES = plain_window_attention_queries [BLOCK_THREADS, BLOCK_THREADS];
         PLAIN_WINDOW_ATTENTION_KEYS = plain_window_attention_keys [BLOCK_THREADS, BLOCK_THREADS];
+        /// Half precision only.
+        MATRIX_WINDOW_ATTENTION_QUERIES = matrix_window_attention_queries [BLOCK_THREADS, BLOCK_THREADS];
+        /// Half precision only.
+        MATRIX_WINDOW_ATTENTION_KEYS = matrix_window_attention_keys [BLOCK_THREADS, BLOCK_THREADS];
     }
 
     struct PlainTokenKeysArguments {

@@ -7,6 +7,7 @@ use super::super::lowering::{Lowering, int};
 use super::super::operation::CudaOperation;
 use super::super::reduce::{self, Finish};
 use super::conv::{ConvShape, ConvWeights, InputGradient, forward, input_gradient, weight_sums};
+use super::matrix_conv;
 use super::signatures::{
     PLAIN_GATE, PLAIN_GATE_BACK, PLAIN_SUM, PLAIN_SUM_BACK, PlainGateArguments,
     PlainGateBackArguments, PlainSumArguments, PlainSumBackArguments, View,
@@ -32,7 +33,7 @@ struct BlockShapes {
 }
 
 impl BlockShapes {
-    fn new(o: &StreamBlock) -> BlockShapes {
+    fn new(o: &StreamBlock, precision: Precision) -> BlockShapes {
         let f = o.features;
         let depthwise = |channels, dilation| ConvShape {
             extent: o.extent,
@@ -41,14 +42,20 @@ impl BlockShapes {
             kernel: 3,
             dilation,
             groups: channels,
+            matrix: false,
         };
-        let pointwise = |cin, cout| ConvShape {
-            extent: o.extent,
-            cin,
-            cout,
-            kernel: 1,
-            dilation: 1,
-            groups: 1,
+        let pointwise = |cin, cout| {
+            let plain = ConvShape {
+                extent: o.extent,
+                cin,
+                cout,
+                kernel: 1,
+                dilation: 1,
+                groups: 1,
+                matrix: false,
+            };
+            let matrix = matrix_conv::serves(&plain, None, precision);
+            ConvShape { matrix, ..plain }
         };
         BlockShapes {
             near: depthwise(f, 1),
@@ -65,6 +72,18 @@ impl BlockShapes {
             &self.near, &self.far, &self.fuse, &self.proj, &self.gate, &self.out,
         ]
     }
+
+    /// Bytes of the packed weights of one convolution at a time, in one direction or in both.
+    fn packed_bytes(&self, back: bool) -> usize {
+        let most = |transposed| {
+            self.all()
+                .map(|c| c.packed_bytes(transposed))
+                .into_iter()
+                .max()
+        };
+        let bytes = if back { most(true) } else { None };
+        bytes.max(most(false)).unwrap_or(0)
+    }
 }
 
 /// The values of a block in its workspace. Letters as in the operation's formula: `both` the two
@@ -77,6 +96,8 @@ struct BlockValues {
     g: View,
     m: View,
     o: View,
+    /// Room for packed weights.
+    packed: Address<Act>,
 }
 
 /// Bytes of a value of `channels` channels.
@@ -112,6 +133,7 @@ impl BlockValues {
         } else {
             (both, t)
         };
+        let packed = l.activations_at(workspace, at);
         Ok(BlockValues {
             both,
             t,
@@ -119,15 +141,22 @@ impl BlockValues {
             g,
             m,
             o,
+            packed,
         })
     }
 }
 
-fn weights(l: &Lowering<'_>, o: &StreamBlock, [weight, bias]: [ParamRange; 2]) -> ConvWeights {
+fn weights(
+    l: &Lowering<'_>,
+    o: &StreamBlock,
+    v: &BlockValues,
+    [weight, bias]: [ParamRange; 2],
+) -> ConvWeights {
     ConvWeights {
         weight: l.parameter(o.parameters, weight.offset),
         bias: l.parameter(o.parameters, bias.offset),
         gain: Address::NULL,
+        packed: v.packed,
     }
 }
 
@@ -141,7 +170,7 @@ fn channels_from(v: View, first: usize) -> Result<View> {
 
 /// Lowers everything but the residual.
 fn recompute(l: &mut Lowering<'_>, o: &StreamBlock, v: &BlockValues) -> Result<()> {
-    let (f, s) = (o.features, BlockShapes::new(o));
+    let (f, s) = (o.features, BlockShapes::new(o, l.plan.precision));
     let x = view(l.activations(o.input), f)?;
     let steps = [
         (&s.near, o.params.dw1, x, v.both),
@@ -151,7 +180,7 @@ fn recompute(l: &mut Lowering<'_>, o: &StreamBlock, v: &BlockValues) -> Result<(
         (&s.gate, o.params.gate, v.p, v.g),
     ];
     for (c, ranges, from, to) in steps {
-        let w = weights(l, o, ranges);
+        let w = weights(l, o, v, ranges);
         forward(l, c, w, (from, NO_FUNCTION), place(to, false), c.cout)?;
     }
     let arguments = PlainGateArguments {
@@ -165,7 +194,7 @@ fn recompute(l: &mut Lowering<'_>, o: &StreamBlock, v: &BlockValues) -> Result<(
     };
     let blocks = piece_blocks(o.extent, 2 * f, l.plan.precision, false);
     l.launch(&PLAIN_GATE, Shape::of(blocks, 0), arguments)?;
-    let w = weights(l, o, o.params.out);
+    let w = weights(l, o, v, o.params.out);
     forward(l, &s.out, w, (v.m, NO_FUNCTION), place(v.o, false), f)
 }
 
@@ -202,7 +231,8 @@ impl CudaOperation for StreamBlock {
     }
 
     fn workspace(&self, precision: Precision) -> u64 {
-        values_bytes(self, precision, false) as u64
+        let packed = BlockShapes::new(self, precision).packed_bytes(false);
+        (values_bytes(self, precision, false) + packed) as u64
     }
 
     fn lower(&self, l: &mut Lowering<'_>) -> Result<()> {
@@ -212,6 +242,12 @@ impl CudaOperation for StreamBlock {
         let (x, output) = (l.activations(self.input), l.activations(self.output));
         sum(l, self, (x, v.o.values), Some(self.params.gamma), output)
     }
+}
+
+/// Where the sums of the backward pass begin in its workspace, bytes.
+fn sums_at(o: &StreamBlock, precision: Precision) -> usize {
+    let packed = BlockShapes::new(o, precision).packed_bytes(true);
+    values_bytes(o, precision, true) + packed
 }
 
 /// Blocks that sum the gradient of gamma.
@@ -227,7 +263,7 @@ fn conv_back(
     (c, ranges): (&ConvShape, [ParamRange; 2]),
     (input, d_output): (View, View),
     (d_input, add): (View, bool),
-    space: &mut SumSpace,
+    (v, space): (&BlockValues, &mut SumSpace),
 ) -> Result<()> {
     let start = space.at;
     let sums = weight_sums(l, c, (input, NO_FUNCTION), d_output, space)?;
@@ -240,7 +276,7 @@ fn conv_back(
         function: NO_FUNCTION,
         slope_partials: Address::NULL,
     };
-    let w = weights(l, &op.forward, ranges);
+    let w = weights(l, &op.forward, v, ranges);
     input_gradient(l, c, w, d_output, gradient, place(d_input, add), c.cin)
 }
 
@@ -303,13 +339,13 @@ impl CudaOperation for StreamBlockBack {
     fn workspace(&self, precision: Precision) -> u64 {
         let f = &self.forward;
         let gamma = sum_bytes(f.features, gamma_blocks(f, precision));
-        let shapes = BlockShapes::new(f);
+        let shapes = BlockShapes::new(f, precision);
         let sums = shapes.all().map(ConvShape::sum_bytes).into_iter().max();
-        (values_bytes(f, precision, true) + sums.unwrap_or(0).max(gamma)) as u64
+        (sums_at(f, precision) + sums.unwrap_or(0).max(gamma)) as u64
     }
 
     fn carry(&self) -> u64 {
-        let shapes = BlockShapes::new(&self.forward);
+        let shapes = BlockShapes::new(&self.forward, Precision::F32);
         let sums: usize = shapes.all().iter().map(|c| c.sum_count()).sum();
         8 * (sums + self.forward.features) as u64
     }
@@ -318,13 +354,14 @@ impl CudaOperation for StreamBlockBack {
         let (f, precision) = (&self.forward, l.plan.precision);
         let workspace = l.workspace(self.workspace)?;
         let v = BlockValues::new(l, f, workspace, true)?;
-        let mut space = SumSpace::new(workspace, values_bytes(f, precision, true), self.slice);
+        let mut space = SumSpace::new(workspace, sums_at(f, precision), self.slice);
         recompute(l, f, &v)?;
         // each gradient takes the place of its value, which nothing reads any more
         gamma_back(l, self, &v, &mut space)?;
-        let (s, p) = (BlockShapes::new(f), &f.params);
+        let (s, p) = (BlockShapes::new(f, precision), &f.params);
         let mut back = |l: &mut Lowering<'_>, c, ranges, value, d| {
-            conv_back(l, self, (c, ranges), (value, d), (value, false), &mut space)
+            let to = (value, false);
+            conv_back(l, self, (c, ranges), (value, d), to, (&v, &mut space))
         };
         back(l, &s.out, p.out, v.m, v.o)?;
         gate_back(l, f, &v)?;
@@ -334,9 +371,10 @@ impl CudaOperation for StreamBlockBack {
         let x = view(l.activations(f.input), f.features)?;
         let d_x = view(l.activations(self.d_input), f.features)?;
         let near = (x, v.both);
-        conv_back(l, self, (&s.near, p.dw1), near, (d_x, false), &mut space)?;
-        let far = (x, channels_from(v.both, f.features)?);
-        conv_back(l, self, (&s.far, p.dw3), far, (d_x, true), &mut space)?;
+        let of = (&s.near, p.dw1);
+        conv_back(l, self, of, near, (d_x, false), (&v, &mut space))?;
+        let (of, far) = ((&s.far, p.dw3), (x, channels_from(v.both, f.features)?));
+        conv_back(l, self, of, far, (d_x, true), (&v, &mut space))?;
         let d_output = l.activations(self.d_output);
         sum(l, f, (d_x.values, d_output), None, d_x.values)
     }
