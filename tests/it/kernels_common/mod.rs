@@ -69,28 +69,22 @@ pub fn compile(precision: Precision, sanitize: bool) -> Option<PathBuf> {
 /// A folder with a stand-in `libcuda.so` that runs kernels of all three precisions on fibers.
 pub fn driver() -> Option<PathBuf> {
     let library = build("libcuda", &|k, beside, compile| {
-        let mut objects = Vec::new();
-        for precision in [Precision::F32, Precision::Bf16, Precision::Fp16] {
-            let object = beside.with_extension(format!("{precision}.o"));
-            let define = format!("-DPRECISION={}", number(precision));
-            compile(
-                &[
-                    "-O2",
-                    "-fPIC",
-                    "-fvisibility=hidden",
-                    "-c",
-                    &define,
-                    "-x",
-                    "c++",
-                ],
-                &[k.join("paragon.cu")],
-                &object,
-            );
-            objects.push(object);
-        }
+        let all = [Precision::F32, Precision::Bf16, Precision::Fp16];
+        let objects = all.map(|precision| beside.with_extension(format!("{precision}.o")));
+        // at the same time, because nearly every test of the driver waits for them
+        std::thread::scope(|scope| {
+            for (precision, object) in all.iter().zip(&objects) {
+                let define = format!("-DPRECISION={}", number(*precision));
+                scope.spawn(move || {
+                    let visibility = ["-O2", "-fPIC", "-fvisibility=hidden"];
+                    let flags = [&visibility[..], &["-c", &define, "-x", "c++"]].concat();
+                    compile(&flags, &[k.join("paragon.cu")], object);
+                });
+            }
+        });
         let files = [
             vec![k.join("host/shim.cpp"), k.join("host/driver.cpp")],
-            objects.clone(),
+            objects.to_vec(),
         ]
         .concat();
         compile(
@@ -148,7 +142,17 @@ fn number(precision: Precision) -> u32 {
 }
 
 /// Runs the compiler with these flags and sources.
-type Compile<'a> = &'a dyn Fn(&[&str], &[PathBuf], &Path);
+type Compile<'a> = &'a (dyn Fn(&[&str], &[PathBuf], &Path) + Sync);
+
+/// Flags for instructions that this processor has. Without them every fused multiply-add is a call of the
+/// C library; its result is the same.
+fn instructions() -> &'static [&'static str] {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+        return &["-mavx2", "-mfma"];
+    }
+    &[]
+}
 
 /// Makes a file from the kernels, once for every version of their sources. `make` gets the folder
 /// of the sources and the path to write.
@@ -187,6 +191,7 @@ fn build(name: &str, make: &dyn Fn(&Path, &Path, Compile<'_>)) -> Option<PathBuf
                 "-Werror",
                 "-Wno-unused-parameter",
             ])
+            .args(instructions())
             .args(flags)
             .args(files)
             .arg("-o")
