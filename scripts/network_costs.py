@@ -38,8 +38,8 @@ PAUSE = 1.2
 # Share of the peak that an operation's arithmetic reaches; OTHER where nothing was derived.
 SHARES = {"conv 3x3": 0.68, "conv 3x3, backward": 0.63}
 OTHER = 0.5
-# Kinds of operations whose dense convolutions of 16 inputs or more run on tensor cores in half precision.
-ON_TENSOR_CORES = ("conv 3x3", "conv 3x3, backward")
+# Kinds of operations whose products run on tensor cores in half precision, but for convolutions of few channels.
+ON_TENSOR_CORES = ("conv 3x3", "conv 3x3, backward", "conv 1x1", "conv 1x1, backward", "window attention", "window attention, backward")
 TENSOR_SHARE = 0.5
 
 
