@@ -6,10 +6,11 @@
 use paragon::backend::Scalars;
 use paragon::backend::cuda::{Launch, scalars_launch};
 use paragon::plan::{BufferId, PlanData, Precision};
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 /// The order in which the fibers of a thread block, and the thread blocks, run. A result that
 /// depends on it shows a race.
@@ -157,8 +158,12 @@ fn instructions() -> &'static [&'static str] {
 /// Makes a file from the kernels, once for every version of their sources. `make` gets the folder
 /// of the sources and the path to write.
 fn build(name: &str, make: &dyn Fn(&Path, &Path, Compile<'_>)) -> Option<PathBuf> {
-    static LOCK: Mutex<()> = Mutex::new(());
-    let _held = LOCK.lock().unwrap_or_else(|e| e.into_inner());
+    // one lock for each name, so that two tests can make different files at the same time
+    static LOCKS: Mutex<BTreeMap<String, Arc<Mutex<()>>>> = Mutex::new(BTreeMap::new());
+    let mut locks = LOCKS.lock().unwrap_or_else(|e| e.into_inner());
+    let lock = locks.entry(name.to_string()).or_default().clone();
+    drop(locks);
+    let _held = lock.lock().unwrap_or_else(|e| e.into_inner());
     let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".to_string());
     if Command::new(&compiler).arg("--version").output().is_err() {
         assert!(
