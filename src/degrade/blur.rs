@@ -298,21 +298,28 @@ impl<'a> FilteredRows<'a> {
 }
 
 /// Copies a row with mirrored borders of `radius` pixels.
-pub(super) fn mirror_row(row: &[f32], radius: usize, out: &mut [f32]) {
-    let w = row.len();
-    out[radius..radius + w].copy_from_slice(row);
+fn mirror_row(row: &[f32], radius: usize, out: &mut [f32]) {
+    let whole = row.len() + 2 * radius;
+    out[radius..radius + row.len()].copy_from_slice(row);
+    mirror_ends(&mut out[..whole], radius);
+}
+
+/// Writes the first and the last `radius` values of a line: those between them, mirrored.
+pub(super) fn mirror_ends<T: Copy>(line: &mut [T], radius: usize) {
+    let w = line.len() - 2 * radius;
     if radius < w {
-        let (left, right) = (&row[1..], &row[..w - 1]);
-        for (x, value) in (0..radius).rev().zip(left) {
-            out[x] = *value;
+        let (left, row) = line.split_at_mut(radius);
+        let (row, right) = row.split_at_mut(w);
+        for (out, value) in left.iter_mut().rev().zip(&row[1..]) {
+            *out = *value;
         }
-        for (x, value) in (radius + w..2 * radius + w).zip(right.iter().rev()) {
-            out[x] = *value;
+        for (out, value) in right.iter_mut().zip(row[..w - 1].iter().rev()) {
+            *out = *value;
         }
         return;
     }
     for x in 0..radius {
-        out[x] = row[reflect(x as isize - radius as isize, w)];
-        out[radius + w + x] = row[reflect((w + x) as isize, w)];
+        line[x] = line[radius + reflect(x as isize - radius as isize, w)];
+        line[radius + w + x] = line[radius + reflect((w + x) as isize, w)];
     }
 }

@@ -3,9 +3,9 @@
 //! `lanes`, and on `correlate` for the distance of rows. The result differs from that of exact
 //! arithmetic by at most [`ERROR`].
 
-use super::blur::mirror_row;
+use super::blur::mirror_ends;
 use super::canvas::reflect;
-use super::correlate::{BLOCK, ROWS_AT_ONCE, pitch_of};
+use super::correlate::{BLOCK, pitch_of};
 use super::lanes::{Plain16, Products, dispatch};
 use super::table::ROWS;
 #[cfg(target_arch = "x86_64")]
@@ -86,7 +86,7 @@ fn pair(low: i32, high: i32) -> i32 {
 pub(super) struct FixedRows<'a> {
     /// Size of the plane.
     pub size: (usize, usize),
-    /// Scratch for two rows with borders.
+    /// Scratch for a row with borders.
     pub lines: &'a mut [[f32; ROWS]],
     /// Scratch for half a plane.
     pub filtered: &'a mut [f32],
@@ -98,39 +98,60 @@ impl FixedRows<'_> {
     /// Filters the rows of `plane`, with mirrored ends.
     pub fn fill(&mut self, plane: &[f32], row: &FixedRow) {
         let (w, h) = self.size;
-        let lines = self.lines.as_flattened_mut();
+        let radius = row.radius();
+        let line: &mut [i16] = bytemuck::cast_slice_mut(self.lines.as_flattened_mut());
         let filtered = &mut bytemuck::cast_slice_mut(self.filtered)[..w * h];
-        let sums = &mut bytemuck::cast_slice_mut(self.padded)[..ROWS_AT_ONCE * w];
-        let pitch = pitch_of(w + row.taps - 1 + BLOCK);
-        for y in (0..h).step_by(ROWS_AT_ONCE) {
-            let range = y * w..(y + ROWS_AT_ONCE).min(h) * w;
-            let from = plane[range.clone()].chunks_exact(w);
-            for (from, to) in from.zip(lines.chunks_exact_mut(pitch)) {
-                mirror_row(from, row.radius(), to);
-                to_pairs(bytemuck::cast_slice_mut(to));
-            }
-            let sums = &mut sums[..range.len()];
-            let lines = bytemuck::cast_slice(&lines[..ROWS_AT_ONCE * pitch]);
-            run(Pass::Rows { lines, pitch }, (w, range.len() / w), row, sums);
-            narrow(sums, row.shift, &mut filtered[range]);
+        let half = w.div_ceil(2);
+        let sums = &mut bytemuck::cast_slice_mut(self.padded)[..2 * half];
+        for (from, to) in plane.chunks_exact(w).zip(filtered.chunks_exact_mut(w)) {
+            to_whole(from, &mut line[radius..radius + w]);
+            mirror_ends(&mut line[..w + 2 * radius], radius);
+            let pass = Pass {
+                pairs: bytemuck::cast_slice(line),
+                from_row: 0,
+                from_tap: 1,
+            };
+            run(pass, (half, 2), row, sums);
+            let (even, odd) = sums.split_at(half);
+            narrow(even, odd, row.shift, to);
         }
         let pairs = bytemuck::cast_slice_mut(self.padded);
-        pair_rows(filtered, self.size, row.radius(), pairs);
+        pair_rows(filtered, self.size, radius, pairs);
     }
 
     /// Filters the columns, after the rows; a sum times [`FixedRow::unit`] is a value.
     pub fn filter(&self, row: &FixedRow, sums: &mut [i32]) {
-        let pairs = bytemuck::cast_slice(self.padded);
-        run(Pass::Columns { pairs }, self.size, row, sums);
+        let pitch = pitch_of(self.size.0);
+        let pass = Pass {
+            pairs: bytemuck::cast_slice(self.padded),
+            from_row: pitch,
+            from_tap: pitch,
+        };
+        run(pass, self.size, row, sums);
     }
 }
 
 dispatch! {
-    /// Divides sums by the sum of the weights.
-    fn narrow(sums: &[i32], shift: u32, out: &mut [i16]) {
+    /// Turns values into whole numbers.
+    fn to_whole(values: &[f32], out: &mut [i16]) {
+        for (out, value) in out.iter_mut().zip(values) {
+            // adding 1.5 * 2^23 leaves the rounded number in the low bits
+            *out = (value.clamp(-2.0, 2.0) * ONE + 12_582_912.0).to_bits() as i16;
+        }
+    }
+}
+
+dispatch! {
+    /// Divides the sums of even and of odd places by the sum of the weights.
+    fn narrow(even: &[i32], odd: &[i32], shift: u32, out: &mut [i16]) {
         let half = 1 << (shift - 1);
-        for (out, sum) in out.iter_mut().zip(sums) {
-            *out = (sum.wrapping_add(half) >> shift) as i16;
+        let divided = |sum: i32| (sum.wrapping_add(half) >> shift) as i16;
+        let (pairs, rest) = out.as_chunks_mut();
+        for ((even, odd), [first, second]) in even.iter().zip(odd).zip(pairs) {
+            (*first, *second) = (divided(*even), divided(*odd));
+        }
+        if let ([last], Some(even)) = (rest, even.last()) {
+            *last = divided(*even);
         }
     }
 }
@@ -145,19 +166,6 @@ fn pair_rows(filtered: &[i16], (w, h): (usize, usize), radius: usize, pairs: &mu
 }
 
 dispatch! {
-    /// Turns the bits of f32 values into pairs of each whole number and the next one.
-    fn to_pairs(line: &mut [i32]) {
-        // adding 1.5 * 2^23 leaves the rounded number in the low bits
-        let whole = |bits: i32| {
-            (f32::from_bits(bits as u32).clamp(-2.0, 2.0) * ONE + 12_582_912.0).to_bits() as i32
-        };
-        for x in 0..line.len() - 1 {
-            line[x] = pair(whole(line[x]), whole(line[x + 1]));
-        }
-    }
-}
-
-dispatch! {
     /// Pairs of two rows.
     fn interleave(first: &[i16], second: &[i16], out: &mut [i32]) {
         for ((a, b), out) in first.iter().zip(second).zip(out) {
@@ -166,16 +174,19 @@ dispatch! {
     }
 }
 
-/// What a pass reads.
+/// What a pass reads: pairs of neighbours in a row, or rows of pairs of rows. A pair serves two outputs:
+/// the one of its first half's place and the next one, which are in two rows of the target.
 #[derive(Clone, Copy)]
-enum Pass<'a> {
-    /// [`ROWS_AT_ONCE`] rows of pairs of neighbours.
-    Rows { lines: &'a [i32], pitch: usize },
-    /// Rows of pairs of rows.
-    Columns { pairs: &'a [i32] },
+struct Pass<'a> {
+    pairs: &'a [i32],
+    /// Pairs from the first tap of two rows of the target to that of the next two.
+    from_row: usize,
+    /// Pairs from a tap to the next.
+    from_tap: usize,
 }
 
-/// Runs a pass with the instruction set of the processor; `sums` has no gaps.
+/// Runs a pass with the instruction set of the processor. `size` is that of the target, `sums`, which
+/// has no gaps.
 fn run(pass: Pass, size: (usize, usize), row: &FixedRow, sums: &mut [i32]) {
     #[cfg(target_arch = "x86_64")]
     {
@@ -212,7 +223,7 @@ unsafe fn all<V: Products>(pass: Pass, (w, h): (usize, usize), row: &FixedRow, s
     let mut x = 0;
     while x < w {
         let across = (w - x).div_ceil(V::COUNT).min(ACROSS);
-        for y in (0..h).step_by(ROWS_AT_ONCE) {
+        for y in (0..h).step_by(2) {
             // SAFETY: the contract of this function
             unsafe {
                 match across {
@@ -227,7 +238,7 @@ unsafe fn all<V: Products>(pass: Pass, (w, h): (usize, usize), row: &FixedRow, s
     }
 }
 
-/// Computes [`ROWS_AT_ONCE`] rows of `N` registers each.
+/// Computes two rows of the target, `N` registers each.
 ///
 /// # Safety
 /// As [`Products`].
@@ -241,23 +252,27 @@ unsafe fn block<V: Products, const N: usize>(
 ) {
     let count = N * V::COUNT;
     let taps = row.even.len();
-    assert!(row.odd.len() == taps);
-    // SAFETY: the checks before each use of a pointer; the rest as the contract of this function
-    let sums = unsafe {
-        match pass {
-            Pass::Rows { lines, pitch } => {
-                assert!(lines.len() >= pitch + x + 2 * (taps - 1) + count && pitch >= x);
-                let from = [lines.as_ptr().add(x), lines.as_ptr().add(pitch + x)];
-                across::<V, N>(from, &row.even)
-            }
-            Pass::Columns { pairs } => {
-                let pitch = pitch_of(w);
-                let from = &pairs[y / 2 * pitch + x..];
-                assert!(y.is_multiple_of(2) && from.len() >= (taps - 1) * pitch + count);
-                down::<V, N>(from.as_ptr(), pitch, &row.even, &row.odd)
+    let from = &pass.pairs[y / 2 * pass.from_row + x..];
+    assert!(
+        row.odd.len() == taps
+            && y.is_multiple_of(2)
+            && from.len() >= (taps - 1) * pass.from_tap + count
+    );
+    // SAFETY: the contract of this function
+    let mut sums = [[unsafe { V::splat(0) }; N]; 2];
+    for (k, (even, odd)) in row.even.iter().zip(&row.odd).enumerate() {
+        // SAFETY: the last tap's registers end within `from`, as just checked; the rest as the
+        // contract of this function
+        unsafe {
+            let weights = [V::splat(*even), V::splat(*odd)];
+            for n in 0..N {
+                let pairs = V::load(from.as_ptr().add(k * pass.from_tap + n * V::COUNT));
+                for (sums, weight) in sums.iter_mut().zip(weights) {
+                    sums[n] = V::add_products(sums[n], weight, pairs);
+                }
             }
         }
-    };
+    }
     for (sums, y) in sums.iter().zip(y..h) {
         let out = &mut out[y * w + x..][..count.min(w - x)];
         if out.len() == count {
@@ -273,58 +288,6 @@ unsafe fn block<V: Products, const N: usize>(
             }
             out.copy_from_slice(&whole[..out.len()]);
         }
-    }
-}
-
-/// Sums along two rows of pairs of neighbours.
-///
-/// # Safety
-/// As [`Products`]; from each place on `N` registers and `2 * (weights.len() - 1)` pairs more.
-#[inline(always)]
-unsafe fn across<V: Products, const N: usize>(
-    from: [*const i32; ROWS_AT_ONCE],
-    weights: &[i32],
-) -> [[V; N]; ROWS_AT_ONCE] {
-    // SAFETY: the contract of this function
-    unsafe {
-        let mut sums = [[V::splat(0); N]; ROWS_AT_ONCE];
-        for (k, weight) in weights.iter().enumerate() {
-            let weight = V::splat(*weight);
-            for (sums, from) in sums.iter_mut().zip(from) {
-                for (n, sum) in sums.iter_mut().enumerate() {
-                    let pairs = V::load(from.add(2 * k + n * V::COUNT));
-                    *sum = V::add_products(*sum, weight, pairs);
-                }
-            }
-        }
-        sums
-    }
-}
-
-/// Sums down rows of pairs of rows, for the first row of a pair and for the second.
-///
-/// # Safety
-/// As [`Products`]; `weights.len()` rows, from each place on `N` registers; as many weights of each kind.
-#[inline(always)]
-unsafe fn down<V: Products, const N: usize>(
-    from: *const i32,
-    pitch: usize,
-    even: &[i32],
-    odd: &[i32],
-) -> [[V; N]; ROWS_AT_ONCE] {
-    // SAFETY: the contract of this function
-    unsafe {
-        let mut sums = [[V::splat(0); N]; ROWS_AT_ONCE];
-        for (k, (even, odd)) in even.iter().zip(odd).enumerate() {
-            let weights = [V::splat(*even), V::splat(*odd)];
-            for n in 0..N {
-                let pairs = V::load(from.add(k * pitch + n * V::COUNT));
-                for (sums, weight) in sums.iter_mut().zip(weights) {
-                    sums[n] = V::add_products(sums[n], weight, pairs);
-                }
-            }
-        }
-        sums
     }
 }
 
