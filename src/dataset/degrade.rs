@@ -3,8 +3,9 @@
 //! of Pillow's `Image.resize`, to within 1.
 
 use anyhow::{Context, Result, ensure};
-use fast_image_resize::images::{Image, ImageRef};
-use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions};
+use fast_image_resize::images::{TypedImage, TypedImageRef};
+use fast_image_resize::pixels::{U8, U8x3, U16};
+use fast_image_resize::{FilterType, PixelTrait, ResizeAlg, ResizeOptions};
 use image::{GrayImage, RgbImage};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -130,8 +131,8 @@ const KEPT_BYTES: usize = 8 << 20;
 #[derive(Default)]
 pub struct Resampler {
     resizer: fast_image_resize::Resizer,
-    /// The image after the horizontal pass.
-    between: Vec<u8>,
+    /// The image after the horizontal pass, its bytes in words that are aligned for every kind of pixel.
+    between: Vec<u16>,
 }
 
 impl Resampler {
@@ -175,13 +176,8 @@ impl Resampler {
         let sides = width.checked_mul(scale).zip(height.checked_mul(scale));
         let (w, h) =
             sides.with_context(|| format!("{width}x{height} times {scale} is too large"))?;
-        let large = self.samples(
-            plane.as_raw(),
-            (width, height),
-            (w, h),
-            PixelType::U8,
-            Filter::Bicubic,
-        )?;
+        let large =
+            self.samples::<U8, u8>(plane.as_raw(), (width, height), (w, h), Filter::Bicubic)?;
         GrayImage::from_raw(w, h, large).context("the resized image has a wrong length")
     }
 
@@ -198,16 +194,7 @@ impl Resampler {
         let sides = width.checked_mul(scale).zip(height.checked_mul(scale));
         let sides =
             sides.with_context(|| format!("{width}x{height} times {scale} is too large"))?;
-        let bytes = bytemuck::cast_slice(plane);
-        let large = self.samples(
-            bytes,
-            (width, height),
-            sides,
-            PixelType::U16,
-            Filter::Bicubic,
-        )?;
-        let (large, _) = large.as_chunks::<2>();
-        Ok(large.iter().map(|&b| u16::from_ne_bytes(b)).collect())
+        self.samples::<U16, u16>(plane, (width, height), sides, Filter::Bicubic)
     }
 
     /// Resamples `image` to any size, in pixels.
@@ -221,24 +208,20 @@ impl Resampler {
         height: u32,
         filter: Filter,
     ) -> Result<RgbImage> {
-        let data = self.samples(
-            image.as_raw(),
-            image.dimensions(),
-            (width, height),
-            PixelType::U8x3,
-            filter,
-        )?;
+        let sides = (width, height);
+        let data = self.samples::<U8x3, u8>(image.as_raw(), image.dimensions(), sides, filter)?;
         RgbImage::from_raw(width, height, data).context("the resized image has a wrong length")
     }
 
-    fn samples(
+    /// Resamples pixels `P` whose channels are values of `T`. The untyped calls of the library would
+    /// compile its loops for every kind of pixel that it knows, which takes minutes.
+    fn samples<P: PixelTrait, T: bytemuck::Pod>(
         &mut self,
-        data: &[u8],
+        data: &[T],
         (w, h): (u32, u32),
         (width, height): (u32, u32),
-        kind: PixelType,
         filter: Filter,
-    ) -> Result<Vec<u8>> {
+    ) -> Result<Vec<T>> {
         ensure!(
             w > 0 && h > 0 && width > 0 && height > 0,
             "cannot resize {w}x{h} to {width}x{height}: a side is empty"
@@ -249,24 +232,28 @@ impl Resampler {
         let options = ResizeOptions::new()
             .resize_alg(filter.algorithm())
             .use_alpha(false);
-        let source = ImageRef::new(w, h, data, kind)?;
-        let mut target = Image::new(width, height, kind);
+        let bytes = |w: u32, h: u32| w as usize * h as usize * size_of::<P>();
+        let source = TypedImageRef::<P>::from_buffer(w, h, bytemuck::cast_slice(data))?;
+        let mut large = vec![T::zeroed(); bytes(width, height) / size_of::<T>()];
+        let target = bytemuck::cast_slice_mut(&mut large);
+        let mut target = TypedImage::<P>::from_buffer(width, height, target)?;
         if filter == Filter::Nearest {
-            self.resizer.resize(&source, &mut target, &options)?;
+            self.resizer.resize_typed(&source, &mut target, &options)?;
         } else {
             // Along x first, as Pillow does. By default the library begins with y for 8-bit pixels.
             // Each pass ends in clamped bytes, so the results would differ by several values beside
             // strong edges.
-            self.between
-                .resize(width as usize * h as usize * kind.size(), 0);
-            let mut between = Image::from_slice_u8(width, h, &mut self.between, kind)?;
-            self.resizer.resize(&source, &mut between, &options)?;
-            self.resizer.resize(&between, &mut target, &options)?;
-            if self.between.capacity() > KEPT_BYTES {
+            self.between.resize(bytes(width, h).div_ceil(2), 0);
+            let buffer = bytemuck::cast_slice_mut(&mut self.between);
+            let mut between = TypedImage::<P>::from_buffer(width, h, buffer)?;
+            self.resizer.resize_typed(&source, &mut between, &options)?;
+            let between = TypedImageRef::new(width, h, between.pixels())?;
+            self.resizer.resize_typed(&between, &mut target, &options)?;
+            if 2 * self.between.capacity() > KEPT_BYTES {
                 self.between = Vec::new();
             }
         }
-        Ok(target.into_vec())
+        Ok(large)
     }
 }
 

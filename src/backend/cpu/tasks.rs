@@ -203,6 +203,12 @@ impl<T: Task> Kernel for RunTask<'_, T> {
     }
 }
 
+/// Calls `run` for every number below `tasks`, in parallel. It takes a pointer to the function: rayon's
+/// code is then compiled once, and not for every operation.
+fn for_each_task(tasks: usize, run: &(dyn Fn(usize) + Sync)) {
+    (0..tasks).into_par_iter().with_max_len(1).for_each(run);
+}
+
 /// Sums partials element by element, in the order of the tasks and in f64, and continues the sums
 /// of the earlier slices.
 struct Reduce {
@@ -280,10 +286,7 @@ impl Context<'_> {
     /// Runs all `tasks` tasks of an operation on the pool of the calling thread, and returns when
     /// all have finished.
     pub fn parallel<T: Task>(&self, tasks: usize, task: &T) {
-        (0..tasks)
-            .into_par_iter()
-            .with_max_len(1)
-            .for_each(|i| self.isa.run(RunTask(task, i)));
+        for_each_task(tasks, &|i| self.isa.run(RunTask(task, i)));
     }
 
     /// Adds up the partials of an operation. Returns true after the last slice: the result is then
