@@ -24,7 +24,7 @@ pub enum RankError {
         /// The rank with its host.
         name: String,
     },
-    /// MPI reported an error, or does not return.
+    /// What carries the messages (MPI, the store of torchrun) reported an error, or does not return.
     Library(String),
 }
 
