@@ -23,6 +23,9 @@ const IDLE: Duration = Duration::from_millis(20);
 /// How long it asks without sleeping whether an exchange is complete, and then between two questions.
 const EAGER: Duration = Duration::from_micros(500);
 const NAP: Duration = Duration::from_micros(50);
+/// Longest silence of a rank when the training was asked to stop: launchers that end all ranks because
+/// one has died send a signal first, and kill the rest half a minute later.
+const STOPPING: Duration = Duration::from_secs(10);
 /// How long a rank that failed waits for the others to end by themselves.
 const GRACE: Duration = Duration::from_secs(10);
 /// How much earlier than the others the rank that prints an error ends the job.
@@ -272,6 +275,8 @@ struct Peer {
     silence: Duration,
     /// What it said last; `None` before its first word.
     said: Option<Word>,
+    /// Its error, if it has failed.
+    failed: Option<String>,
     /// Whether this rank's last word, [`Word::Left`], was sent.
     sent_left: bool,
 }
@@ -448,15 +453,41 @@ impl Post {
         if due {
             self.last_words = Some(Instant::now());
         }
-        let silent = |peer: &usize| self.peers[*peer].silence > self.timeout;
+        let limit = self.limit();
+        let silent = |peer: &usize| self.peers[*peer].silence > limit;
         let lost: Vec<usize> = self.others().filter(silent).collect();
         if !lost.is_empty() && self.trouble.is_none() {
             self.troubled(RankError::Lost {
                 names: lost.iter().map(|&rank| self.name(rank)).collect(),
-                seconds: self.timeout.as_secs(),
+                seconds: limit.as_secs(),
+                stopping: self.word == Word::Stopping,
             });
         }
+        self.hear_failures();
         Ok(())
+    }
+
+    /// The longest silence of a rank that is accepted.
+    fn limit(&self) -> Duration {
+        match self.word {
+            Word::Stopping => self.timeout.min(STOPPING),
+            _ => self.timeout,
+        }
+    }
+
+    /// Takes note of ranks that have failed, once the names of all are known: a rank has sent its own
+    /// before it can fail, so the exchange of the names succeeds.
+    fn hear_failures(&mut self) {
+        if lock(&self.shown.names).is_empty() {
+            return;
+        }
+        let failed = |peer: &usize| self.peers[*peer].failed.is_some();
+        if let Some(peer) = self.others().find(failed) {
+            self.troubled(RankError::Failed {
+                name: self.name(peer),
+                text: self.peers[peer].failed.clone().unwrap_or_default(),
+            });
+        }
     }
 
     fn listen(&mut self, peer: usize, passed: Duration) -> Result<()> {
@@ -483,10 +514,7 @@ impl Post {
         self.peers[peer].silence = Duration::ZERO;
         let word = flight.landed().map(|mail| Word::read(&mail.into));
         if let Some(Word::Failed(text)) = &word {
-            self.troubled(RankError::Failed {
-                name: self.name(peer),
-                text: text.clone(),
-            });
+            self.peers[peer].failed = Some(text.clone());
         }
         if let (Some(Word::Stopping), Some(stop)) = (&word, self.shown.stop.get()) {
             stop.store(true, Ordering::Relaxed);
@@ -555,10 +583,7 @@ impl Post {
         let Some((reply, until)) = self.failing.take() else {
             return;
         };
-        let said = match &self.peers[0].said {
-            Some(Word::Failed(text)) => Some(text.clone()),
-            _ => None,
-        };
+        let said = self.peers[0].failed.clone();
         if said.is_none() && Instant::now() < until && self.rank != 0 {
             self.failing = Some((reply, until));
             return;
@@ -570,7 +595,8 @@ impl Post {
 
     /// Whether an error is this rank's to print: it is the first that is not lost.
     fn is_first_alive(&self) -> bool {
-        (0..self.rank).all(|peer| self.peers[peer].silence > self.timeout)
+        let limit = self.limit();
+        (0..self.rank).all(|peer| self.peers[peer].silence > limit)
     }
 
     /// Ends the channel when all ranks are ready for it; true when that is done.
@@ -598,7 +624,7 @@ impl Post {
         // A failure is said first: the other ranks must not read that this one has left.
         let heard = self.others().all(|peer| {
             let peer = &self.peers[peer];
-            peer.sent_left || peer.has_left() || matches!(peer.said, Some(Word::Failed(_)))
+            peer.sent_left || peer.has_left() || peer.failed.is_some()
         });
         if !failed || heard || since.elapsed() >= WORD_INTERVAL {
             self.word = Word::Left {

@@ -33,7 +33,8 @@ pub const USUAL_TIMEOUT: u64 = 120;
 pub const LEAST_TIMEOUT: u64 = 5;
 /// Largest `--rank-timeout`, seconds: a day.
 pub const MOST_TIMEOUT: u64 = 86_400;
-/// Memory that an MPI library takes for itself in a process, bytes: an allowance. Open MPI 4.1.4 and
+/// Memory that an MPI library, or the connections to the store of torchrun, take in a process, bytes: an
+/// allowance. Open MPI 4.1.4 and
 /// MPICH 4.0.2 took 3 MiB with ranks of one host; libraries for fast networks keep buffers of their
 /// own.
 pub const LIBRARY_BYTES: u64 = 32 << 20;

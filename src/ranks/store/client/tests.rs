@@ -48,12 +48,13 @@ fn answers_are_taken_when_they_are_complete() {
     assert!(Form::Value.decode(b"HTTP/1.1 400").is_err());
 }
 
+const LONG: Duration = Duration::from_secs(60);
+
 /// What a client says of a server that does this with its first connection.
-fn said_of(serve: impl FnOnce(TcpStream) + Send + 'static) -> String {
+fn said_of(timeout: Duration, serve: impl FnOnce(TcpStream) + Send + 'static) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let server = std::thread::spawn(move || serve(listener.accept().unwrap().0));
-    let timeout = Duration::from_millis(300);
     let error = Connection::open("127.0.0.1", port, timeout, ()).err();
     server.join().unwrap();
     error.unwrap().to_string()
@@ -61,16 +62,16 @@ fn said_of(serve: impl FnOnce(TcpStream) + Send + 'static) -> String {
 
 #[test]
 fn what_is_no_store_is_refused() {
-    let http = said_of(|mut stream| {
+    let http = said_of(LONG, |mut stream| {
         let _ = stream.read(&mut [0; 64]);
         let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n");
     });
     assert!(http.contains("it answers something else"), "{http}");
-    let older = said_of(|mut stream| {
+    let older = said_of(LONG, |mut stream| {
         let _ = stream.read(&mut [0; 10]);
     });
     assert!(older.contains("closed"), "{older}");
-    let silent = said_of(|mut stream| {
+    let silent = said_of(Duration::from_millis(50), |mut stream| {
         let mut all = Vec::new();
         let _ = stream.read_to_end(&mut all);
     });
