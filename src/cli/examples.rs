@@ -463,7 +463,9 @@ mod tests {
         for (path, examples) in EXAMPLES {
             for (example, _) in *examples {
                 let launchers = ["mpirun -n 4 ", "torchrun --nproc-per-node 8 --no-python "];
-                let started = launchers.iter().find_map(|start| example.strip_prefix(start));
+                let started = launchers
+                    .iter()
+                    .find_map(|start| example.strip_prefix(start));
                 let started = started.unwrap_or(example);
                 let words: Vec<&str> = started.split(' ').collect();
                 assert_eq!(&words[1..=path.len()], *path, "{example}");

@@ -151,7 +151,10 @@ fn ranks_on_cards_give_the_bits_of_one() {
             same(&result(&out), &expected, name);
             no_litter(&out);
             let rows = if name == "off" {
-                ["exchange of gradients: 2 ranks", "MPI library or store (allowance)"]
+                [
+                    "exchange of gradients: 2 ranks",
+                    "MPI library or store (allowance)",
+                ]
             } else {
                 ["gradients of other ranks", "NCCL on the device (allowance)"]
             };

@@ -196,7 +196,11 @@ fn errors_of_ranks_are_said_once_and_wrong_usage_is_told_to_all() {
     let out = dir.path().join("run");
     let store = Store::start();
     // all refuse the same
-    let ran = end(start(&store, 2, &words(&set, &out, &[("--accum-iter", "3")])));
+    let ran = end(start(
+        &store,
+        2,
+        &words(&set, &out, &[("--accum-iter", "3")]),
+    ));
     let said: String = ran.iter().map(|ran| ran.stderr.as_str()).collect();
     let count = said.matches("cannot be shared by 2 ranks").count();
     assert_eq!(count, 1, "{said}");
@@ -237,7 +241,10 @@ fn what_is_no_store_is_refused() {
     let ran: Ran = rank(port, 1, 2, &words).output().unwrap().into();
     service.join().unwrap();
     let place = format!("localhost:{port}");
-    ran.refused(1, &[&place, "is no store of torchrun's agent", "PyTorch 2.5"]);
+    ran.refused(
+        1,
+        &[&place, "is no store of torchrun's agent", "PyTorch 2.5"],
+    );
     // nothing listens there any more
     let ran: Ran = rank(port, 1, 2, &words).output().unwrap().into();
     ran.refused(1, &["cannot connect to torchrun's store at", &place]);

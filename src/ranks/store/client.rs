@@ -189,7 +189,8 @@ impl<T> Connection<T> {
         let mut connection = Connection {
             stream,
             name,
-            timeout,
+            // the first answer has a limit of its own
+            timeout: timeout + FIRST_ANSWER,
             out: Vec::new(),
             written: 0,
             input: Vec::new(),
@@ -215,6 +216,7 @@ impl<T> Connection<T> {
                 Ok(None) => "it does not answer".to_string(),
             }
         );
+        connection.timeout = timeout;
         Ok(connection)
     }
 
@@ -351,10 +353,7 @@ impl<T> Connection<T> {
 
 /// Whether an operation that may not wait has to be tried again.
 fn is_later(error: &std::io::Error) -> bool {
-    matches!(
-        error.kind(),
-        ErrorKind::WouldBlock | ErrorKind::Interrupted
-    )
+    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
 }
 
 /// A connection to the first address of the host that accepts one, with repeated attempts until a

@@ -60,7 +60,10 @@ fn messages_arrive_in_order_and_nothing_is_left() {
     let server = stand_in::Store::start();
     // left over from an earlier start
     let mut before = Connection::open("localhost", server.port, LONG, ()).unwrap();
-    before.ask(&Query::Set("paragon/hello/1", b"a rank that has died"), None);
+    before.ask(
+        &Query::Set("paragon/hello/1", b"a rank that has died"),
+        None,
+    );
     before.ask(&Query::Ping(1), Some(()));
     let until = Instant::now() + LONG;
     assert!(before.answer_until(until).unwrap().is_some());
