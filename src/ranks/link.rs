@@ -196,10 +196,13 @@ impl Link {
     /// end in time: nothing is lost by then.
     pub fn leave(&self) -> Result<(), RankError> {
         let (reply, answer) = bounded(1);
-        self.ask(Request::Leave(reply), &answer)??;
-        // The thread drops its end when the channel has ended.
-        let _ = answer.recv_timeout(FINALIZE);
-        Ok(())
+        let left = self.ask(Request::Leave(reply), &answer)?;
+        // After these errors the thread ends the job. Otherwise it drops its end when the channel has
+        // ended: a launcher may report a rank that ends meanwhile as failed.
+        if !matches!(left, Err(RankError::Lost { .. } | RankError::Library(_))) {
+            let _ = answer.recv_timeout(FINALIZE);
+        }
+        left
     }
 
     /// Waits for an answer for as long as the thread runs.
