@@ -60,8 +60,8 @@ impl DeviceChoice {
         ensure!(
             local_rank < cards,
             "rank number {local_rank} of this host (counted from 0) finds no card of its own: {on_host} ranks were started there and the driver finds \
-             {cards} cards; start at most {cards} ranks on this host (mpirun --map-by ppr:{cards}:node, srun --ntasks-per-node={cards}), or \
-             give --device cpu"
+             {cards} cards; start at most {cards} ranks on this host (mpirun --map-by ppr:{cards}:node, srun --ntasks-per-node={cards}, torchrun \
+             --nproc-per-node={cards}), or give --device cpu"
         );
         Ok(DeviceChoice::Cuda(local_rank))
     }

@@ -212,6 +212,10 @@ const EXAMPLES: &[Examples] = &[
                 "four processes on one or several hosts (docs/clusters.md)",
             ),
             (
+                "torchrun --nproc-per-node 8 --no-python paragon train --shards /data/set --device cuda",
+                "eight GPUs of one host, by the torchrun of PyTorch",
+            ),
+            (
                 "paragon train --shards photos --shards drawings --weights 3,1",
                 "two sets, three to one",
             ),
@@ -458,7 +462,11 @@ mod tests {
     fn every_example_is_a_command_that_parses() {
         for (path, examples) in EXAMPLES {
             for (example, _) in *examples {
-                let started = example.strip_prefix("mpirun -n 4 ").unwrap_or(example);
+                let launchers = ["mpirun -n 4 ", "torchrun --nproc-per-node 8 --no-python "];
+                let started = launchers
+                    .iter()
+                    .find_map(|start| example.strip_prefix(start));
+                let started = started.unwrap_or(example);
                 let words: Vec<&str> = started.split(' ').collect();
                 assert_eq!(&words[1..=path.len()], *path, "{example}");
                 if let Err(error) = Cli::command().try_get_matches_from(words) {

@@ -11,6 +11,8 @@ pub enum RankError {
         names: Vec<String>,
         /// The limit, seconds.
         seconds: u64,
+        /// Whether the limit is the one of a training that was asked to stop.
+        stopping: bool,
     },
     /// Another rank has failed.
     Failed {
@@ -24,7 +26,7 @@ pub enum RankError {
         /// The rank with its host.
         name: String,
     },
-    /// MPI reported an error, or does not return.
+    /// What carries the messages (MPI, the store of torchrun) reported an error, or does not return.
     Library(String),
 }
 
@@ -38,11 +40,19 @@ impl RankError {
 impl fmt::Display for RankError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            RankError::Lost { names, seconds } => write!(
+            RankError::Lost {
+                names,
+                seconds,
+                stopping,
+            } => write!(
                 f,
-                "nothing was heard from {} for {seconds} s (--rank-timeout): the process has died or is stopped, or the network between the \
-                 hosts is cut",
-                names.join(", ")
+                "nothing was heard from {} for {seconds} s ({}): the process has died or is stopped, or the network between the hosts is cut",
+                names.join(", "),
+                if *stopping {
+                    "as this rank was asked to stop"
+                } else {
+                    "--rank-timeout"
+                }
             ),
             // that rank prints its error itself
             RankError::Failed { name, .. } => write!(f, "{name} has failed and says why"),

@@ -2,12 +2,10 @@
 //! variables that launchers set. Depends on nothing. Promises that a process which no launcher has
 //! started, or which is the only one, is never taken for a rank.
 
-use anyhow::{Result, bail};
-
 /// The programs that start ranks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LauncherKind {
-    /// PyTorch's `torchrun`, which is no MPI launcher.
+    /// PyTorch's `torchrun`, which is no MPI launcher: its agent hosts a store.
     Torchrun,
     /// `mpirun` of Open MPI.
     OpenMpi,
@@ -31,6 +29,14 @@ impl LauncherKind {
             LauncherKind::Pmix => "a PMIx launcher (srun --mpi=pmix, prun)",
             LauncherKind::Mvapich => "mpirun of MVAPICH",
             LauncherKind::Slurm => "srun",
+        }
+    }
+
+    /// What carries messages between its processes, for the user.
+    pub(super) fn channel(self) -> &'static str {
+        match self {
+            LauncherKind::Torchrun => "the store of torchrun",
+            _ => "MPI",
         }
     }
 }
@@ -121,10 +127,7 @@ const ORDER: [LauncherKind; 6] = [
 /// The launcher of this process, from a lookup of environment variables; `None` for a plain start,
 /// and for a launcher that started one process only. A launcher counts only if the variable of the
 /// rank, and that of the size where there is one, hold numbers.
-///
-/// # Errors
-/// The launcher cannot start ranks of this program (torchrun).
-pub fn recognise(variable: &dyn Fn(&str) -> Option<String>) -> Result<Option<Launcher>> {
+pub fn recognise(variable: &dyn Fn(&str) -> Option<String>) -> Option<Launcher> {
     let number = |name: &str| variable(name)?.trim().parse::<usize>().ok();
     let found = ORDER.into_iter().find_map(|kind| {
         let names = kind.variables();
@@ -144,23 +147,14 @@ pub fn recognise(variable: &dyn Fn(&str) -> Option<String>) -> Result<Option<Lau
             local_rank,
         })
     });
-    match found {
-        Some(launcher) if launcher.size == Some(1) => Ok(None),
-        Some(launcher) if launcher.kind == LauncherKind::Torchrun => bail!(
-            "torchrun started {} processes (RANK, WORLD_SIZE and LOCAL_RANK are set), but ranks of paragon find each other by MPI, in which \
-             torchrun has no part; start them with `mpirun -n {} paragon train ...` or with srun, or unset these variables for a single process",
-            launcher.size.unwrap_or_default(),
-            launcher.size.unwrap_or_default()
-        ),
-        found => Ok(found),
-    }
+    found.filter(|launcher| launcher.size != Some(1))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn with(variables: &[(&str, &str)]) -> Result<Option<Launcher>> {
+    fn with(variables: &[(&str, &str)]) -> Option<Launcher> {
         recognise(&|name| {
             let found = variables.iter().find(|(known, _)| *known == name);
             found.map(|(_, value)| value.to_string())
@@ -183,7 +177,7 @@ mod tests {
             size,
             local_rank,
         };
-        let found = with(&mpi).unwrap();
+        let found = with(&mpi);
         assert_eq!(
             found,
             Some(launcher(LauncherKind::OpenMpi, 2, Some(4), Some(1)))
@@ -194,25 +188,25 @@ mod tests {
             ("MPI_LOCALRANKID", "1"),
         ]);
         let expected = launcher(LauncherKind::Pmi, 1, Some(3), Some(1));
-        assert_eq!(found.unwrap(), Some(expected));
+        assert_eq!(found, Some(expected));
         assert_eq!(
-            with(&mpi[3..]).unwrap(),
+            with(&mpi[3..]),
             Some(launcher(LauncherKind::Pmix, 2, Some(9), None))
         );
         assert_eq!(
-            with(&[("PMIX_RANK", "0")]).unwrap(),
+            with(&[("PMIX_RANK", "0")]),
             Some(launcher(LauncherKind::Pmix, 0, None, None))
         );
         let found = with(&[("MV2_COMM_WORLD_RANK", "0"), ("MV2_COMM_WORLD_SIZE", "2")]);
         let expected = launcher(LauncherKind::Mvapich, 0, Some(2), None);
-        assert_eq!(found.unwrap(), Some(expected));
+        assert_eq!(found, Some(expected));
         let found = with(&[
             ("SLURM_PROCID", "3"),
             ("SLURM_STEP_NUM_TASKS", "4"),
             ("SLURM_LOCALID", "1"),
         ]);
         let expected = launcher(LauncherKind::Slurm, 3, Some(4), Some(1));
-        assert_eq!(found.unwrap(), Some(expected));
+        assert_eq!(found, Some(expected));
     }
 
     #[test]
@@ -233,25 +227,28 @@ mod tests {
             &[("RANK", "3"), ("WORLD_SIZE", "8")],
             &[("PMI_RANK", "zero"), ("PMI_SIZE", "4")],
         ] {
-            assert_eq!(with(variables).unwrap(), None, "{variables:?}");
+            assert_eq!(with(variables), None, "{variables:?}");
         }
     }
 
     #[test]
-    fn torchrun_is_refused_with_what_to_start_instead() {
-        let error = with(&[
-            ("RANK", "1"),
-            ("WORLD_SIZE", "2"),
-            ("LOCAL_RANK", "1"),
+    fn torchrun_comes_before_what_started_it() {
+        let of_torchrun = [
+            ("RANK", "5"),
+            ("WORLD_SIZE", "8"),
+            // the same for all with --virtual-local-rank
+            ("LOCAL_RANK", "0"),
             ("TORCHELASTIC_RUN_ID", "none"),
             // torchrun started by one mpirun on each host
             ("OMPI_COMM_WORLD_RANK", "0"),
             ("OMPI_COMM_WORLD_SIZE", "4"),
-        ])
-        .unwrap_err();
-        assert!(
-            error.to_string().contains("mpirun -n 2 paragon train"),
-            "{error}"
-        );
+        ];
+        let expected = Launcher {
+            kind: LauncherKind::Torchrun,
+            rank: 5,
+            size: Some(8),
+            local_rank: Some(0),
+        };
+        assert_eq!(with(&of_torchrun), Some(expected));
     }
 }

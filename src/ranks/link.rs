@@ -1,22 +1,19 @@
-//! The thread that owns the MPI library. It exchanges the messages of the training, and once a
+//! The thread that owns the channel between ranks. It exchanges the messages of the training, and once a
 //! second a word with every other rank, also while the training computes or validates. So a slow
 //! rank is waited for, however long it takes, and one that is dead, stopped or cut off is noticed
-//! within the time limit. Depends on `mpi`. Promises that no wait is without a bound.
+//! within the time limit. Depends on `channel`, `mpi` and `store`. Promises that no wait is without a bound.
 
+use super::channel::{Channel, Flight, Mail, Tag};
 use super::error::RankError;
 use super::launcher::{Launcher, LauncherKind};
-use super::mpi::{Flight, LIBRARY_VARIABLE, Mail, Mpi, open};
-use super::{LEAST_TIMEOUT, MOST_TIMEOUT};
+use super::mpi::LIBRARY_VARIABLE;
+use super::{LEAST_TIMEOUT, MOST_TIMEOUT, mpi, store};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Tag of the messages of the training.
-const TAG_EXCHANGE: i32 = 1;
-/// Tag of the words.
-const TAG_WORD: i32 = 2;
 /// Values of a word: its kind and a text.
 const WORD_VALUES: usize = 1024;
 /// Time between two words to a rank.
@@ -26,11 +23,14 @@ const IDLE: Duration = Duration::from_millis(20);
 /// How long it asks without sleeping whether an exchange is complete, and then between two questions.
 const EAGER: Duration = Duration::from_micros(500);
 const NAP: Duration = Duration::from_micros(50);
+/// Longest silence of a rank when the training was asked to stop: launchers that end all ranks because
+/// one has died send a signal first, and kill the rest half a minute later.
+const STOPPING: Duration = Duration::from_secs(10);
 /// How long a rank that failed waits for the others to end by themselves.
 const GRACE: Duration = Duration::from_secs(10);
 /// How much earlier than the others the rank that prints an error ends the job.
 const HEAD_START: Duration = Duration::from_secs(5);
-/// How long MPI may take to end.
+/// How long the channel may take to end.
 const FINALIZE: Duration = Duration::from_secs(10);
 
 /// The state of a rank, as its words say.
@@ -86,14 +86,14 @@ enum Request {
     Exchange(Mail, Sender<Result<Mail, RankError>>),
     /// Says to all ranks that this one has failed; returns whether rank 0 said the same text.
     Fail(String, Sender<bool>),
-    /// Ends MPI together with the other ranks.
+    /// Ends the channel together with the other ranks.
     Leave(Sender<Result<(), RankError>>),
 }
 
 /// What the thread shows to the training at any moment.
 #[derive(Default)]
 struct Shown {
-    /// Counts the turns of the thread: while it stands still, MPI does not return from a call.
+    /// Counts the turns of the thread: while it stands still, the channel does not return from a call.
     turns: AtomicU64,
     /// Whether an exchange would fail.
     troubled: AtomicBool,
@@ -108,16 +108,19 @@ pub(super) struct Link {
     requests: Sender<Request>,
     shown: Arc<Shown>,
     timeout: Duration,
+    /// What carries the messages, for the user.
+    channel: &'static str,
     pub rank: usize,
     pub size: usize,
     pub description: String,
 }
 
 impl Link {
-    /// Starts the thread, which loads MPI; returns when all ranks have done so.
+    /// Starts the thread, which loads MPI or connects to the store of torchrun; returns when all ranks have
+    /// done so.
     ///
     /// # Errors
-    /// MPI cannot be loaded or started, takes longer than the time limit, or sees another number of
+    /// The channel cannot be loaded or opened, takes longer than the time limit, or sees another number of
     /// ranks than the launcher.
     pub fn open(launcher: Launcher, timeout: Duration) -> Result<Link> {
         let (requests, incoming) = unbounded();
@@ -126,23 +129,25 @@ impl Link {
         let of_thread = shown.clone();
         std::thread::Builder::new()
             .name("ranks".into())
-            .spawn(move || match open(launcher.kind) {
+            .spawn(move || match open(launcher, timeout) {
                 Err(error) => drop(started.send(Err(error))),
-                Ok(mpi) => {
-                    let facts = (mpi.rank(), mpi.size(), mpi.description());
+                Ok(channel) => {
+                    let facts = (channel.rank(), channel.size(), channel.description());
                     if let Err(error) = check_size(launcher, &facts) {
                         let _ = started.send(Err(error));
                         return;
                     }
                     let _ = started.send(Ok(facts));
-                    Post::new(mpi, of_thread, timeout).run(&incoming);
+                    Post::new(channel, of_thread, timeout).run(&incoming);
                 }
             })
-            .context("cannot start the thread for MPI")?;
-        let started = match start.recv_timeout(timeout) {
+            .context("cannot start the thread of the ranks")?;
+        let channel = launcher.kind.channel();
+        // The store of torchrun keeps the limit itself, and says who is missing.
+        let started = match start.recv_timeout(timeout + WORD_INTERVAL) {
             Ok(started) => started?,
             Err(_) => bail!(
-                "MPI has not started within {} s (--rank-timeout): not every rank was started, or the hosts cannot reach each other",
+                "{channel} has not started within {} s (--rank-timeout): not every rank was started, or the hosts cannot reach each other",
                 timeout.as_secs()
             ),
         };
@@ -151,6 +156,7 @@ impl Link {
             requests,
             shown,
             timeout,
+            channel,
             rank,
             size,
             description,
@@ -186,19 +192,22 @@ impl Link {
             .unwrap_or(false)
     }
 
-    /// Leaves together with the other ranks and ends MPI. MPI is given up on where it does not end in
-    /// time: nothing is lost by then.
+    /// Leaves together with the other ranks and ends the channel, which is given up on where it does not
+    /// end in time: nothing is lost by then.
     pub fn leave(&self) -> Result<(), RankError> {
         let (reply, answer) = bounded(1);
-        self.ask(Request::Leave(reply), &answer)??;
-        // The thread drops its end when MPI has ended.
-        let _ = answer.recv_timeout(FINALIZE);
-        Ok(())
+        let left = self.ask(Request::Leave(reply), &answer)?;
+        // After these errors the thread ends the job. Otherwise it drops its end when the channel has
+        // ended: a launcher may report a rank that ends meanwhile as failed.
+        if !matches!(left, Err(RankError::Lost { .. } | RankError::Library(_))) {
+            let _ = answer.recv_timeout(FINALIZE);
+        }
+        left
     }
 
     /// Waits for an answer for as long as the thread runs.
     fn ask<T>(&self, request: Request, answer: &Receiver<T>) -> Result<T, RankError> {
-        let gone = || RankError::Library("the thread for MPI has ended".into());
+        let gone = || RankError::Library("the thread of the ranks has ended".into());
         self.requests.send(request).map_err(|_| gone())?;
         let (mut turns, mut stuck) = (0, 0);
         loop {
@@ -215,10 +224,19 @@ impl Link {
             let most = self.timeout.as_secs() + 1;
             if stuck > most {
                 return Err(RankError::Library(format!(
-                    "MPI does not return from a call since {most} s"
+                    "{} does not return from a call since {most} s",
+                    self.channel
                 )));
             }
         }
+    }
+}
+
+/// Opens what carries messages between the ranks of a launcher.
+fn open(launcher: Launcher, timeout: Duration) -> Result<Box<dyn Channel>> {
+    match launcher.kind {
+        LauncherKind::Torchrun => store::open(launcher, timeout),
+        kind => mpi::open(kind),
     }
 }
 
@@ -260,6 +278,8 @@ struct Peer {
     silence: Duration,
     /// What it said last; `None` before its first word.
     said: Option<Word>,
+    /// Its error, if it has failed.
+    failed: Option<String>,
     /// Whether this rank's last word, [`Word::Left`], was sent.
     sent_left: bool,
 }
@@ -279,7 +299,7 @@ struct Pending {
 
 /// The state of the thread.
 struct Post {
-    mpi: Box<dyn Mpi>,
+    channel: Box<dyn Channel>,
     shown: Arc<Shown>,
     timeout: Duration,
     rank: usize,
@@ -301,10 +321,10 @@ struct Post {
 }
 
 impl Post {
-    fn new(mpi: Box<dyn Mpi>, shown: Arc<Shown>, timeout: Duration) -> Post {
-        let (rank, size) = (mpi.rank(), mpi.size());
+    fn new(channel: Box<dyn Channel>, shown: Arc<Shown>, timeout: Duration) -> Post {
+        let (rank, size) = (channel.rank(), channel.size());
         Post {
-            mpi,
+            channel,
             shown,
             timeout,
             rank,
@@ -321,7 +341,7 @@ impl Post {
         }
     }
 
-    /// Turns until MPI has ended or the training is gone.
+    /// Turns until the channel has ended or the training is gone.
     fn run(mut self, requests: &Receiver<Request>) {
         loop {
             self.shown.turns.fetch_add(1, Ordering::Relaxed);
@@ -369,7 +389,7 @@ impl Post {
                 let error = self.trouble.as_ref().map(|(error, _)| error.clone());
                 let _ = error.map(|error| reply.send(Err(error)));
             }
-            Request::Exchange(mail, reply) => match self.mpi.start(mail, TAG_EXCHANGE) {
+            Request::Exchange(mail, reply) => match self.channel.start(mail, Tag::Exchange) {
                 Ok(flight) => {
                     self.pending = Some(Pending {
                         flight,
@@ -436,15 +456,41 @@ impl Post {
         if due {
             self.last_words = Some(Instant::now());
         }
-        let silent = |peer: &usize| self.peers[*peer].silence > self.timeout;
+        let limit = self.limit();
+        let silent = |peer: &usize| self.peers[*peer].silence > limit;
         let lost: Vec<usize> = self.others().filter(silent).collect();
         if !lost.is_empty() && self.trouble.is_none() {
             self.troubled(RankError::Lost {
                 names: lost.iter().map(|&rank| self.name(rank)).collect(),
-                seconds: self.timeout.as_secs(),
+                seconds: limit.as_secs(),
+                stopping: self.word == Word::Stopping,
             });
         }
+        self.hear_failures();
         Ok(())
+    }
+
+    /// The longest silence of a rank that is accepted.
+    fn limit(&self) -> Duration {
+        match self.word {
+            Word::Stopping => self.timeout.min(STOPPING),
+            _ => self.timeout,
+        }
+    }
+
+    /// Takes note of ranks that have failed, once the names of all are known: a rank has sent its own
+    /// before it can fail, so the exchange of the names succeeds.
+    fn hear_failures(&mut self) {
+        if lock(&self.shown.names).is_empty() {
+            return;
+        }
+        let failed = |peer: &usize| self.peers[*peer].failed.is_some();
+        if let Some(peer) = self.others().find(failed) {
+            self.troubled(RankError::Failed {
+                name: self.name(peer),
+                text: self.peers[peer].failed.clone().unwrap_or_default(),
+            });
+        }
     }
 
     fn listen(&mut self, peer: usize, passed: Duration) -> Result<()> {
@@ -458,12 +504,12 @@ impl Post {
                 receives: vec![(peer, place)],
                 ..Mail::default()
             };
-            self.peers[peer].incoming = Some(self.mpi.start(mail, TAG_WORD)?);
+            self.peers[peer].incoming = Some(self.channel.start(mail, Tag::Word)?);
         }
         let Some(mut flight) = self.peers[peer].incoming.take() else {
             return Ok(());
         };
-        if !self.mpi.test(&mut flight)? {
+        if !self.channel.test(&mut flight)? {
             self.peers[peer].incoming = Some(flight);
             self.peers[peer].silence += passed;
             return Ok(());
@@ -471,10 +517,7 @@ impl Post {
         self.peers[peer].silence = Duration::ZERO;
         let word = flight.landed().map(|mail| Word::read(&mail.into));
         if let Some(Word::Failed(text)) = &word {
-            self.troubled(RankError::Failed {
-                name: self.name(peer),
-                text: text.clone(),
-            });
+            self.peers[peer].failed = Some(text.clone());
         }
         if let (Some(Word::Stopping), Some(stop)) = (&word, self.shown.stop.get()) {
             stop.store(true, Ordering::Relaxed);
@@ -486,7 +529,7 @@ impl Post {
     /// Sends a word to a rank if one is due and the last one has arrived.
     fn say(&mut self, peer: usize, due: bool) -> Result<()> {
         if let Some(mut flight) = self.peers[peer].outgoing.take()
-            && !self.mpi.test(&mut flight)?
+            && !self.channel.test(&mut flight)?
         {
             self.peers[peer].outgoing = Some(flight);
             return Ok(());
@@ -500,7 +543,7 @@ impl Post {
             sends: vec![(peer, 0..WORD_VALUES)],
             ..Mail::default()
         };
-        self.peers[peer].outgoing = Some(self.mpi.start(mail, TAG_WORD)?);
+        self.peers[peer].outgoing = Some(self.channel.start(mail, Tag::Word)?);
         self.peers[peer].sent_left = last;
         Ok(())
     }
@@ -510,7 +553,7 @@ impl Post {
         let Some(mut pending) = self.pending.take() else {
             return;
         };
-        match self.mpi.test(&mut pending.flight) {
+        match self.channel.test(&mut pending.flight) {
             Ok(true) => {
                 let mail = pending.flight.landed().unwrap_or_default();
                 let _ = pending.reply.send(Ok(mail));
@@ -543,10 +586,7 @@ impl Post {
         let Some((reply, until)) = self.failing.take() else {
             return;
         };
-        let said = match &self.peers[0].said {
-            Some(Word::Failed(text)) => Some(text.clone()),
-            _ => None,
-        };
+        let said = self.peers[0].failed.clone();
         if said.is_none() && Instant::now() < until && self.rank != 0 {
             self.failing = Some((reply, until));
             return;
@@ -558,10 +598,11 @@ impl Post {
 
     /// Whether an error is this rank's to print: it is the first that is not lost.
     fn is_first_alive(&self) -> bool {
-        (0..self.rank).all(|peer| self.peers[peer].silence > self.timeout)
+        let limit = self.limit();
+        (0..self.rank).all(|peer| self.peers[peer].silence > limit)
     }
 
-    /// Ends MPI when all ranks are ready for it; true when that is done.
+    /// Ends the channel when all ranks are ready for it; true when that is done.
     fn leave(&mut self) -> bool {
         let Some((reply, since)) = self.leaving.take() else {
             return false;
@@ -577,7 +618,7 @@ impl Post {
             };
             if since.elapsed() >= wait {
                 let _ = reply.send(Err(error.clone()));
-                self.mpi.abort(1);
+                self.channel.abort(1);
                 return true;
             }
             self.leaving = Some((reply, since));
@@ -586,7 +627,7 @@ impl Post {
         // A failure is said first: the other ranks must not read that this one has left.
         let heard = self.others().all(|peer| {
             let peer = &self.peers[peer];
-            peer.sent_left || peer.has_left() || matches!(peer.said, Some(Word::Failed(_)))
+            peer.sent_left || peer.has_left() || peer.failed.is_some()
         });
         if !failed || heard || since.elapsed() >= WORD_INTERVAL {
             self.word = Word::Left {
@@ -600,24 +641,24 @@ impl Post {
         let troubled = self.trouble.is_some() || self.trouble_taken;
         if done {
             let _ = reply.send(self.trouble.take().map_or(Ok(()), |(error, _)| Err(error)));
-            // With messages on their way, ending MPI could wait for ever. After a refusal that all ranks
+            // With messages on their way, ending the channel could wait for ever. After a refusal that all ranks
             // have agreed on there are none, and some launchers report a rank that leaves MPI as killed.
             let whole = Some(Word::Left { whole: true });
             if !self.gave_up && self.others().all(|peer| self.peers[peer].said == whole) {
-                self.mpi.finalize();
+                self.channel.finalize();
             }
             return true;
         }
         let all_left = self.others().all(|peer| self.peers[peer].has_left());
         if all_left && !troubled && since.elapsed() > GRACE {
             // A rank that was stopped after its last word does not take this one's. Ending without
-            // MPI makes the launcher end it.
+            // the channel makes the launcher end it.
             let _ = reply.send(Ok(()));
             return true;
         }
         if troubled && since.elapsed() > GRACE {
             let _ = reply.send(Ok(()));
-            self.mpi.abort(1);
+            self.channel.abort(1);
             return true;
         }
         self.leaving = Some((reply, since));
@@ -639,7 +680,7 @@ impl Post {
         if first {
             eprintln!("error: {error}; the last checkpoint is kept");
         }
-        self.mpi.abort(1);
+        self.channel.abort(1);
         std::process::exit(1);
     }
 }

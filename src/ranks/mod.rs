@@ -3,17 +3,20 @@
 //! on nothing of the training. Promises that every rank ends within a stated time if another one
 //! fails, dies or cannot be reached, and that sums do not depend on the number of ranks.
 
+mod channel;
 mod error;
 mod launcher;
 mod link;
 // without `open`, which is for Unix, little of it is used
 #[cfg_attr(not(unix), allow(dead_code, unused_imports))]
 mod mpi;
+mod store;
 mod sum;
 
+pub use channel::Mail;
 pub use error::RankError;
 pub use launcher::{Launcher, LauncherKind, Variables, recognise};
-pub use mpi::{LIBRARY_VARIABLE, Mail};
+pub use mpi::LIBRARY_VARIABLE;
 pub use sum::{OrderedSum, Words};
 
 use anyhow::{Context, Result, ensure};
@@ -30,7 +33,8 @@ pub const USUAL_TIMEOUT: u64 = 120;
 pub const LEAST_TIMEOUT: u64 = 5;
 /// Largest `--rank-timeout`, seconds: a day.
 pub const MOST_TIMEOUT: u64 = 86_400;
-/// Memory that an MPI library takes for itself in a process, bytes: an allowance. Open MPI 4.1.4 and
+/// Memory that an MPI library, or the connections to the store of torchrun, take in a process, bytes: an
+/// allowance. Open MPI 4.1.4 and
 /// MPICH 4.0.2 took 3 MiB with ranks of one host; libraries for fast networks keep buffers of their
 /// own.
 pub const LIBRARY_BYTES: u64 = 32 << 20;
@@ -46,7 +50,7 @@ fn off_under(variable: &dyn Fn(&str) -> Option<String>) -> Option<String> {
     if variable(LIBRARY_VARIABLE).is_none_or(|value| value != "off") {
         return None;
     }
-    let launcher = recognise(variable).ok()??;
+    let launcher = recognise(variable)?;
     Some(format!(
         "{} has started several processes, and {LIBRARY_VARIABLE}=off makes each of them train alone: give each a folder of its own (--out), or \
          unset {LIBRARY_VARIABLE} and they train one network together",
@@ -54,7 +58,7 @@ fn off_under(variable: &dyn Fn(&str) -> Option<String>) -> Option<String> {
     ))
 }
 
-/// The exchange of messages between ranks: MPI, or another engine such as NCCL.
+/// The exchange of messages between ranks: MPI, the store of torchrun, or another engine such as NCCL.
 pub trait Exchange {
     /// Number of this rank, from 0.
     fn rank(&self) -> usize;
@@ -145,17 +149,18 @@ impl Exchange for Ranks {
 
 impl Ranks {
     /// Joins the other ranks if a launcher has started this process as one of several; `None` for a
-    /// plain start, which never loads MPI. `seconds` is the longest time without a word from another
+    /// plain start, which never loads MPI and looks for no store. `seconds` is the longest time without a word from another
     /// rank.
     ///
     /// # Errors
-    /// MPI cannot be loaded or started, or does not belong to the launcher.
+    /// MPI cannot be loaded or started, or does not belong to the launcher; the store of torchrun cannot be
+    /// reached.
     pub fn join(seconds: u64) -> Result<Option<Ranks>> {
         if std::env::var(LIBRARY_VARIABLE).is_ok_and(|value| value == "off") {
             return Ok(None);
         }
         let timeout = link::check_timeout(seconds)?;
-        let Some(launcher) = recognise(&|name| std::env::var(name).ok())? else {
+        let Some(launcher) = recognise(&|name| std::env::var(name).ok()) else {
             return Ok(None);
         };
         let link = Link::open(launcher, timeout)
@@ -225,7 +230,7 @@ impl Ranks {
         hosts.len()
     }
 
-    /// The MPI library: its name, version and file.
+    /// What carries the messages: the name, version and file of the MPI library, or where the store of torchrun is.
     pub fn library(&self) -> &str {
         &self.link.description
     }
@@ -358,7 +363,7 @@ impl Ranks {
         }
     }
 
-    /// Ends MPI together with the other ranks, or after a failure the whole job.
+    /// Ends the channel together with the other ranks, or after a failure the whole job.
     ///
     /// # Errors
     /// Another rank was lost meanwhile.

@@ -1,12 +1,12 @@
 //! The MPI library, loaded at run time: the functions of it that are needed, for each of the three
 //! binary interfaces in use, behind one safe interface. This file has all unsafe code of the
-//! module. Depends on libloading. Promises that nothing of MPI is needed to build the program, and
+//! module. Depends on libloading and `channel`. Promises that nothing of MPI is needed to build the program, and
 //! that memory which MPI may still read or write is never freed.
 
+use super::channel::{Channel, Flight, Mail, Tag, parts};
 use super::launcher::LauncherKind;
 use anyhow::{Context, Result, bail, ensure};
 use std::ffi::{CStr, c_char, c_int, c_void};
-use std::ops::Range;
 
 /// The environment variable that names the library to load, or `off`.
 pub const LIBRARY_VARIABLE: &str = "PARAGON_MPI";
@@ -16,87 +16,6 @@ const MOST_VALUES: usize = 64 << 20;
 const VERSION_BYTES: usize = 8192;
 /// `MPI_MAX_ERROR_STRING` of the library with the longest one, bytes.
 const ERROR_BYTES: usize = 512;
-
-/// Messages to and from other ranks, and the memory that they are in.
-#[derive(Debug, Default, PartialEq)]
-pub struct Mail {
-    /// Memory of the messages that are sent.
-    pub out: Vec<f32>,
-    /// For each message that is sent: the rank it goes to and its values in `out`. Several may send
-    /// the same values.
-    pub sends: Vec<(usize, Range<usize>)>,
-    /// Memory of the messages that are received.
-    pub into: Vec<f32>,
-    /// For each message that is received: the rank it comes from and its place in `into`. The places
-    /// are disjoint, and each has the length that the sender gave.
-    pub receives: Vec<(usize, Range<usize>)>,
-}
-
-impl Mail {
-    /// Refuses ranges outside the memory, and places that overlap.
-    fn check(&self) -> Result<()> {
-        let inside = |list: &[(usize, Range<usize>)], length: usize| {
-            list.iter()
-                .all(|(_, range)| range.start <= range.end && range.end <= length)
-        };
-        let mut places: Vec<_> = self.receives.iter().map(|(_, range)| range).collect();
-        places.sort_by_key(|range| range.start);
-        ensure!(
-            inside(&self.sends, self.out.len())
-                && inside(&self.receives, self.into.len())
-                && places.windows(2).all(|pair| pair[0].end <= pair[1].start),
-            "messages of ranks outside their memory"
-        );
-        Ok(())
-    }
-}
-
-/// Messages on their way. Dropping it before all have arrived leaks their memory, because MPI may
-/// still use it.
-pub struct Flight {
-    mail: Option<Mail>,
-    /// Requests that are not complete, as bits of MPI's handles.
-    requests: Vec<usize>,
-}
-
-impl Flight {
-    /// The memory, after [`Mpi::test`] has returned true.
-    pub fn landed(mut self) -> Option<Mail> {
-        self.mail.take().filter(|_| self.requests.is_empty())
-    }
-}
-
-impl Drop for Flight {
-    fn drop(&mut self) {
-        if !self.requests.is_empty() {
-            std::mem::forget(self.mail.take());
-        }
-    }
-}
-
-/// An initialised MPI library. All calls must come from the thread that opened it.
-pub trait Mpi {
-    /// Number of this rank, from 0.
-    fn rank(&self) -> usize;
-    /// Number of ranks.
-    fn size(&self) -> usize;
-    /// The library's name and version, and its file.
-    fn description(&self) -> String;
-    /// Starts to send and to receive; messages between two ranks with one tag arrive in order.
-    ///
-    /// # Errors
-    /// MPI refuses a message.
-    fn start(&mut self, mail: Mail, tag: i32) -> Result<Flight>;
-    /// Whether all messages have arrived. Has to be called for messages to make progress.
-    ///
-    /// # Errors
-    /// MPI reports an error.
-    fn test(&mut self, flight: &mut Flight) -> Result<bool>;
-    /// Ends MPI; every rank has to do so. Nothing of it may be used afterwards.
-    fn finalize(&mut self);
-    /// Asks the launcher to end all ranks; usually does not return.
-    fn abort(&mut self, code: i32);
-}
 
 /// A handle of MPI: a C int in MPICH and its relatives, a pointer elsewhere.
 trait Handle: Copy + 'static {
@@ -184,7 +103,7 @@ fn names(launcher: LauncherKind) -> Vec<String> {
 /// # Errors
 /// No library was found, it is of an unknown kind, or it cannot be initialised.
 #[cfg(not(unix))]
-pub fn open(launcher: LauncherKind) -> Result<Box<dyn Mpi>> {
+pub fn open(launcher: LauncherKind) -> Result<Box<dyn Channel>> {
     let _ = names(launcher);
     bail!("ranks find each other by MPI, which this program uses on Unix systems only")
 }
@@ -201,7 +120,7 @@ mod unix {
     ///
     /// # Errors
     /// No library was found, it is of an unknown kind, or it cannot be initialised.
-    pub fn open(launcher: LauncherKind) -> Result<Box<dyn Mpi>> {
+    pub fn open(launcher: LauncherKind) -> Result<Box<dyn Channel>> {
         let (name, library) = load(&super::names(launcher), launcher)?;
         let version = version(&library)?;
         // Open MPI goes on with its package and build, MPICH with its configuration.
@@ -320,7 +239,7 @@ mod unix {
             library: Library,
             constants: Constants<H>,
             description: String,
-        ) -> Result<Box<dyn Mpi>> {
+        ) -> Result<Box<dyn Channel>> {
             // SAFETY: the types are those of the MPI standard with this library's handles
             let functions = unsafe {
                 Functions {
@@ -379,13 +298,6 @@ fn text_of(buffer: &[u8]) -> String {
     text.map_or_else(|_| String::new(), |text| text.into_owned())
 }
 
-/// Parts of a range that are small enough for one message.
-fn parts(range: &Range<usize>) -> impl Iterator<Item = Range<usize>> {
-    let end = range.end;
-    let starts = range.clone().step_by(MOST_VALUES);
-    starts.map(move |start| start..(start + MOST_VALUES).min(end))
-}
-
 impl<H: Handle> Session<H> {
     /// Turns a code of MPI into an error with its text.
     fn checked(&self, code: c_int, what: &str) -> Result<()> {
@@ -402,7 +314,7 @@ impl<H: Handle> Session<H> {
     }
 }
 
-impl<H: Handle> Mpi for Session<H> {
+impl<H: Handle> Channel for Session<H> {
     fn rank(&self) -> usize {
         self.rank
     }
@@ -415,8 +327,12 @@ impl<H: Handle> Mpi for Session<H> {
         self.description.clone()
     }
 
-    fn start(&mut self, mail: Mail, tag: i32) -> Result<Flight> {
+    fn start(&mut self, mail: Mail, tag: Tag) -> Result<Flight> {
         mail.check()?;
+        let tag = match tag {
+            Tag::Exchange => 1,
+            Tag::Word => 2,
+        };
         let (f, c) = (&self.functions, &self.constants);
         let mut flight = Flight {
             mail: None,
@@ -424,7 +340,7 @@ impl<H: Handle> Mpi for Session<H> {
         };
         let mail = flight.mail.insert(mail);
         for (peer, range) in &mail.receives {
-            for part in parts(range) {
+            for part in parts(range, MOST_VALUES) {
                 let mut request = H::from_bits(0);
                 // SAFETY: the place is inside `into`, is used by this request alone, and stays
                 // allocated until the request is complete, because a flight leaks what is not
@@ -446,7 +362,7 @@ impl<H: Handle> Mpi for Session<H> {
             }
         }
         for (peer, range) in &mail.sends {
-            for part in parts(range) {
+            for part in parts(range, MOST_VALUES) {
                 let mut request = H::from_bits(0);
                 // SAFETY: as above; nobody writes to `out` meanwhile
                 let code = unsafe {

@@ -297,7 +297,7 @@ impl RunMemory {
 }
 
 impl RunMemory {
-    /// Adds what one of several ranks holds besides: the messages with gradients, the MPI library,
+    /// Adds what one of several ranks holds besides: the messages with gradients, what carries them,
     /// and NCCL where it is used. `adds`: whether a process that is alone adds gradients as ranks do.
     pub fn add_ranks(&mut self, config: &TrainConfig, travel: &Travel, adds: bool) {
         let ranks = travel.ranks;
@@ -316,7 +316,7 @@ impl RunMemory {
             1 => return,
             _ => vec![
                 line(format!("exchange of gradients: {ranks} ranks"), bytes),
-                line("MPI library (allowance)", LIBRARY_BYTES),
+                line("MPI library or store (allowance)", LIBRARY_BYTES),
             ],
         };
         if travel.by_nccl {

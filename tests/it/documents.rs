@@ -41,7 +41,7 @@ const FOLDERS: [&str; 10] = [
 const SOURCES: [&str; 6] = [".rs", ".cu", ".cuh", ".py", ".md", ".toml"];
 
 /// Flags of other programs that the documents name.
-const FOREIGN_FLAGS: [&str; 15] = [
+const FOREIGN_FLAGS: [&str; 21] = [
     "--all-targets",
     "--bench",
     "--exact",
@@ -50,13 +50,19 @@ const FOREIGN_FLAGS: [&str; 15] = [
     "--locked",
     "--manifest-path",
     "--map-by",
+    "--master-addr",
+    "--master-port",
+    "--max-restarts",
     "--mca",
     "--mpi",
+    "--nnodes",
     "--nocapture",
+    "--node-rank",
     "--release",
     "--signal",
     "--target",
     "--test",
+    "--virtual-local-rank",
 ];
 
 fn root() -> &'static Path {

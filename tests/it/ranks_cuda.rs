@@ -8,6 +8,8 @@
 use crate::cli_common::Ran;
 use crate::kernels_common::{driver, nccl};
 use crate::ranks::{launchers, process_of, result, send};
+use crate::ranks_torchrun;
+use crate::store_common::Store;
 use crate::train_common::{Flags, command, ended, no_litter, same, set, spawn, states};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -149,7 +151,10 @@ fn ranks_on_cards_give_the_bits_of_one() {
             same(&result(&out), &expected, name);
             no_litter(&out);
             let rows = if name == "off" {
-                ["exchange of gradients: 2 ranks", "MPI library (allowance)"]
+                [
+                    "exchange of gradients: 2 ranks",
+                    "MPI library or store (allowance)",
+                ]
             } else {
                 ["gradients of other ranks", "NCCL on the device (allowance)"]
             };
@@ -162,6 +167,36 @@ fn ranks_on_cards_give_the_bits_of_one() {
             .filter(|name| !name.contains("joined"))
             .collect();
         assert!(left.is_empty(), "{left:?}");
+    }
+}
+
+/// NCCL's id and all messages but gradients travel through the store of torchrun, which no MPI takes part
+/// in.
+#[test]
+fn torchrun_starts_ranks_on_cards() {
+    let Some(host) = Host::new("") else {
+        return;
+    };
+    let one = host.out("one");
+    host.alone(&one, &[], &[]).ok();
+    for (nccl, words) in [("libnccl.so.2", BY_NCCL), ("off", "through host memory")] {
+        let store = Store::start();
+        let out = host.out(nccl);
+        let ranks = [0, 1].map(|number| {
+            let words = host.words(&out, &[]);
+            let mut command = ranks_torchrun::rank(store.port, number, 2, &words);
+            command
+                .env("LD_LIBRARY_PATH", &host.libraries)
+                .env("FAKE_CUDA_DEVICES", "4")
+                .env("FAKE_NCCL_FOLDER", host.out("messages"))
+                .env("PARAGON_NCCL", nccl);
+            spawn(&mut command)
+        });
+        let ran = ranks.map(|rank| ended(rank).ok());
+        let said = said(&ran[0]);
+        assert!(said.contains(words), "{said}");
+        same(&result(&out), &result(&one), nccl);
+        no_litter(&out);
     }
 }
 

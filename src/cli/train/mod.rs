@@ -26,7 +26,7 @@ use summary::print_summary;
 
 /// Exit code of a run that was stopped from outside.
 pub const STOPPED: i32 = 130;
-/// How long a rank with wrong usage waits for the others, seconds: they start MPI as soon as their
+/// How long a rank with wrong usage waits for the others, seconds: they join as soon as their
 /// launcher has started them.
 const REFUSAL_WAIT: u64 = 30;
 /// The key of the number of micro-batches in an iteration.
