@@ -18,10 +18,14 @@
 //   25 + 7 e + 5, 6  of the first and last row: the tap where it meets the first and last column
 // There is one bias [slot] for all pixels, one for each edge, and one for each end of the first and
 // last row. Sums over pixels have the same layout.
+//
+// The features come in chunks of FEATURES. A group and a chunk are a "unit", number group x chunks +
+// chunk, with entries of its own. The biases of a group are those of its first chunk, and 0 in the
+// others; all chunks have the same sums for them.
 #pragma once
 #include "features.cuh"
 
-// 16-byte words of all entries of a group as tensor core operands, for the forward and for the
+// 16-byte words of all entries of a unit as tensor core operands, for the forward and for the
 // backward pass.
 #define GROUP_FRAGMENTS (2 * ENTRIES * FRAGMENT)
 
@@ -99,33 +103,34 @@ DEVICE Entry entry_of(int e, Slot s, int scale) {
     return n;
 }
 
-// Offset of an entry among the f32 of its group; and of a bias: of all pixels (edge -1), or of kind
+// Offset of an entry among the f32 of its unit; and of a bias: of all pixels (edge -1), or of kind
 // 0 .. 2 of an edge (the edge, its two ends).
 DEVICE int entry_at(int e) { return e < 25 ? e * ENTRY : INTERIOR_SUMS + (e - 25) / 7 * EDGE_SUMS + (e - 25) % 7 * ENTRY; }
 DEVICE int bias_at(int edge, int kind) { return edge < 0 ? 25 * ENTRY : INTERIOR_SUMS + edge * EDGE_SUMS + 7 * ENTRY + kind * 16; }
 
 // Folds the convolutions: writes the f32 entries without the gain and, in half precision, the
 // operands times the gain and FOLDED_SCALE, once for the forward pass and once with taps mirrored and
-// channels exchanged for the backward pass. Grid: (54, groups), one block for each entry; the last one makes
+// channels exchanged for the backward pass. Grid: (54, units), one block for each entry; the last one makes
 // all biases.
 KERNEL(fold_conv) {
-    const int scale = arg.scale;
-    int e = blockIdx.x, group = blockIdx.y, slot = threadIdx.x % 16, ci = threadIdx.x / 16, squares = scale * scale;
+    const int scale = arg.scale, features = FEATURES * arg.chunks;
+    int e = blockIdx.x, unit = blockIdx.y, group = unit / arg.chunks, chunk = unit - group * arg.chunks;
+    int slot = threadIdx.x % 16, ci = threadIdx.x / 16, squares = scale * scale;
     Slot s = slot_of(group, slot, scale);
-    float* own = arg.folded + group * GROUP_SUMS;
+    float* own = arg.folded + unit * GROUP_SUMS;
     if (e == ENTRIES) {
         // thirteen biases: one of all pixels, three of each edge
         int kind = ci - 1, edge = kind < 0 ? -1 : kind / 3;
         if (kind >= 12) return;
         Entry n = entry_of(kind < 0 ? 0 : 25 + 7 * edge + (kind % 3 ? 4 + kind % 3 : 0), s, scale);
-        float sum = kind < 0 && s.exists ? arg.parameters.bias[s.channel] : 0.0f;
-        if (s.exists) {
+        bool counts = s.exists && chunk == 0;
+        float sum = kind < 0 && counts ? arg.parameters.bias[s.channel] : 0.0f;
+        if (counts) {
             for (int ky = n.ky; ky < n.ky_end; ky++) {
                 for (int kx = n.kx; kx < n.kx_end; kx++) {
                     const float* from = arg.parameters.up_bias + reach(scale, s.dy, ky).place * scale + reach(scale, s.dx, kx).place;
-                    UNROLL
-                    for (int c = 0; c < FEATURES; c++)
-                        sum += n.sign * arg.parameters.weight[(s.channel * FEATURES + c) * 9 + ky * 3 + kx] * from[c * squares];
+                    for (int c = 0; c < features; c++)
+                        sum += n.sign * arg.parameters.weight[(s.channel * features + c) * 9 + ky * 3 + kx] * from[c * squares];
                 }
             }
         }
@@ -141,17 +146,21 @@ KERNEL(fold_conv) {
                 Reach across = reach(scale, s.dx, kx);
                 int ty = n.u - down.shift, tx = n.v - across.shift;
                 if (ty < 0 || ty > 2 || tx < 0 || tx > 2) continue;
-                const float* from = arg.parameters.up_weight + ((down.place * scale + across.place) * FEATURES + ci) * 9 + ty * 3 + tx;
-                UNROLL
-                for (int c = 0; c < FEATURES; c++)
-                    sum += arg.parameters.weight[(s.channel * FEATURES + c) * 9 + ky * 3 + kx] * from[c * squares * FEATURES * 9];
+                const float* weight = arg.parameters.weight + s.channel * features * 9 + ky * 3 + kx;
+                const float* from = arg.parameters.up_weight + ((down.place * scale + across.place) * features + chunk * FEATURES + ci) * 9 + ty * 3 + tx;
+                // a chunk's loads are issued together
+                ROLLED
+                for (int first = 0; first < features; first += FEATURES) {
+                    UNROLL
+                    for (int c = first; c < first + FEATURES; c++) sum += weight[c * 9] * from[c * squares * features * 9];
+                }
             }
         }
     }
     sum *= n.sign;
     own[entry_at(e) + threadIdx.x] = sum;
 #if PRECISION != 0
-    u16* fragments = (u16*)(arg.folded + gridDim.y * GROUP_SUMS) + group * GROUP_FRAGMENTS * 8;
+    u16* fragments = (u16*)(arg.folded + gridDim.y * GROUP_SUMS) + unit * GROUP_FRAGMENTS * 8;
     u16 half = to_half(FOLDED_SCALE * *arg.parameters.gain * sum);
     // taps of the backward pass are mirrored
     int turned = e < 25 ? 24 - e : (e - 25) % 7 < 5 ? e - (e - 25) % 7 + 4 - (e - 25) % 7 : e;
@@ -169,9 +178,9 @@ KERNEL(fold_conv) {
 
 // The sums of a backward pass, without the gain: over all pixels, and over the pixels of edges.
 struct FoldedSums {
-    const double* interior;  // [groups][INTERIOR_SUMS]
-    const double* edges;     // [groups][4][EDGE_SUMS]
-    int scale;
+    const double* interior;  // [units][INTERIOR_SUMS]
+    const double* edges;     // [units][4][EDGE_SUMS]
+    int scale, chunks;
 };
 
 // A tap of conv_out at a position of the square, along one side: which folded sums it contributes
@@ -190,10 +199,10 @@ DEVICE SideTap side_tap(int scale, int place, int k) {
 // The gradient of the product of conv_out's tap (given along both sides) and tap (ty, tx) of up.0
 // for input channel `ci`.
 DEVICE double tap_gradient(const FoldedSums& t, const SideTap& down, const SideTap& across, int dy, int dx, int channel, int ci, int ty, int tx) {
-    int place = dy * t.scale + dx, group = place / 4, at = ci * 16 + place % 4 * 4 + channel;
+    int place = dy * t.scale + dx, unit = place / 4 * t.chunks + ci / FEATURES, at = ci % FEATURES * 16 + place % 4 * 4 + channel;
     int u = down.reach.shift + ty, v = across.reach.shift + tx;
-    const double* edges = t.edges + group * 4 * EDGE_SUMS + at;
-    double sum = t.interior[group * INTERIOR_SUMS + (u * 5 + v) * ENTRY + at];
+    const double* edges = t.edges + unit * 4 * EDGE_SUMS + at;
+    double sum = t.interior[unit * INTERIOR_SUMS + (u * 5 + v) * ENTRY + at];
     bool row = down.edge >= 0 && u == 2, column = across.edge >= 0 && v == 2;
     if (row) sum -= edges[down.edge * EDGE_SUMS + v * ENTRY];
     if (column) sum -= edges[(2 + across.edge) * EDGE_SUMS + u * ENTRY];
@@ -202,9 +211,9 @@ DEVICE double tap_gradient(const FoldedSums& t, const SideTap& down, const SideT
 }
 // The same with up.0's bias.
 DEVICE double bias_gradient(const FoldedSums& t, const SideTap& down, const SideTap& across, int dy, int dx, int channel) {
-    int place = dy * t.scale + dx, group = place / 4, at = place % 4 * 4 + channel;
-    const double* edges = t.edges + group * 4 * EDGE_SUMS + 7 * ENTRY + at;
-    double sum = t.interior[group * INTERIOR_SUMS + 25 * ENTRY + at];
+    int place = dy * t.scale + dx, unit = place / 4 * t.chunks, at = place % 4 * 4 + channel;
+    const double* edges = t.edges + unit * 4 * EDGE_SUMS + 7 * ENTRY + at;
+    double sum = t.interior[unit * INTERIOR_SUMS + 25 * ENTRY + at];
     if (down.edge >= 0) sum -= edges[down.edge * EDGE_SUMS];
     if (across.edge >= 0) sum -= edges[(2 + across.edge) * EDGE_SUMS];
     if (down.edge >= 0 && across.edge >= 0) sum += edges[down.edge * EDGE_SUMS + (1 + across.edge) * 16];
@@ -216,18 +225,18 @@ DEVICE void add_gradient(float* to, double value, const DeviceScalars* scalars) 
 }
 
 // Turns the sums into the gradients of everything that the folded convolution is made of. Blocks:
-// one for every 256 weights of up.0; 54 with a warp for every weight of conv_out; one for both
+// one for every 256 weights of up.0; a warp for every weight of conv_out; one for both
 // biases; one for the gain, whose gradient is the sum of all folded weights times their gradients.
 // Shared memory: 256 f64.
 KERNEL(unfold_gradients) {
-    const int scale = arg.scale;
-    FoldedSums t = {arg.interior, arg.edges, scale};
-    int squares = scale * scale, weights = FEATURES * squares * FEATURES * 9, block = blockIdx.x, blocks = (weights + 255) / 256;
+    const int scale = arg.scale, features = FEATURES * arg.chunks;
+    FoldedSums t = {arg.interior, arg.edges, scale, arg.chunks};
+    int squares = scale * scale, weights = features * squares * features * 9, block = blockIdx.x, blocks = (weights + 255) / 256;
     double strength = (double)*arg.parameters.gain;
     if (block < blocks) {
         int i = block * 256 + threadIdx.x;
         if (i >= weights) return;
-        int tap = i % 9, ci = i / 9 % FEATURES, out = i / 9 / FEATURES, c = out / squares, py = out % squares / scale, px = out % scale;
+        int tap = i % 9, ci = i / 9 % features, out = i / 9 / features, c = out / squares, py = out % squares / scale, px = out % scale;
         double sum = 0;
         for (int ky = 0; ky < 3; ky++) {
             int dy = (py - ky + 1 + scale) % scale;
@@ -237,22 +246,22 @@ KERNEL(unfold_gradients) {
                 SideTap across = side_tap(scale, dx, kx);
                 UNROLL
                 for (int o = 0; o < 3; o++)
-                    sum += (double)arg.parameters.weight[(o * FEATURES + c) * 9 + ky * 3 + kx] * tap_gradient(t, down, across, dy, dx, o, ci, tap / 3, tap % 3);
+                    sum += (double)arg.parameters.weight[(o * features + c) * 9 + ky * 3 + kx] * tap_gradient(t, down, across, dy, dx, o, ci, tap / 3, tap % 3);
             }
         }
         add_gradient(arg.gradients.up_weight + i, strength * sum, arg.scalars);
         return;
     }
     block -= blocks;
-    if (block < 27 * FEATURES / 8) {
-        int i = block * 8 + threadIdx.x / 32, k = i % 9, c = i / 9 % FEATURES, o = i / 9 / FEATURES;
+    if (block < 27 * features / 8) {
+        int i = block * 8 + threadIdx.x / 32, k = i % 9, c = i / 9 % features, o = i / 9 / features;
         double sum = 0;
         for (int place = 0; place < squares; place++) {
             int dy = place / scale, dx = place - dy * scale;
             SideTap down = side_tap(scale, dy, k / 3), across = side_tap(scale, dx, k % 3);
             int out = (c * scale + down.reach.place) * scale + across.reach.place;
-            for (int j = threadIdx.x % 32; j < FEATURES * 9; j += 32)
-                sum += (double)arg.parameters.up_weight[out * FEATURES * 9 + j] * tap_gradient(t, down, across, dy, dx, o, j / 9, j % 9 / 3, j % 3);
+            for (int j = threadIdx.x % 32; j < features * 9; j += 32)
+                sum += (double)arg.parameters.up_weight[out * features * 9 + j] * tap_gradient(t, down, across, dy, dx, o, j / 9, j % 9 / 3, j % 3);
             if (threadIdx.x % 32 == 0) sum += (double)arg.parameters.up_bias[out] * bias_gradient(t, down, across, dy, dx, o);
         }
         // lanes are added in memory, in the order of a tree, because shuffles move 32 bits
@@ -267,13 +276,13 @@ KERNEL(unfold_gradients) {
         if (lane == 0) add_gradient(arg.gradients.weight + i, strength * lanes[0], arg.scalars);
         return;
     }
-    block -= 27 * FEATURES / 8;
+    block -= 27 * features / 8;
     if (block == 0) {
-        for (int i = threadIdx.x; i < FEATURES * squares + 3; i += 256) {
+        for (int i = threadIdx.x; i < features * squares + 3; i += 256) {
             double sum = 0;
-            if (i >= FEATURES * squares) {
-                int o = i - FEATURES * squares;
-                for (int place = 0; place < squares; place++) sum += arg.interior[place / 4 * INTERIOR_SUMS + 25 * ENTRY + place % 4 * 4 + o];
+            if (i >= features * squares) {
+                int o = i - features * squares;
+                for (int place = 0; place < squares; place++) sum += arg.interior[place / 4 * arg.chunks * INTERIOR_SUMS + 25 * ENTRY + place % 4 * 4 + o];
                 add_gradient(arg.gradients.bias + o, strength * sum, arg.scalars);
                 continue;
             }
@@ -283,7 +292,7 @@ KERNEL(unfold_gradients) {
                 for (int kx = 0; kx < 3; kx++) {
                     int dx = (px - kx + 1 + scale) % scale;
                     for (int o = 0; o < 3; o++)
-                        sum += (double)arg.parameters.weight[(o * FEATURES + c) * 9 + ky * 3 + kx] *
+                        sum += (double)arg.parameters.weight[(o * features + c) * 9 + ky * 3 + kx] *
                                bias_gradient(t, side_tap(scale, dy, ky), side_tap(scale, dx, kx), dy, dx, o);
                 }
             }
@@ -292,9 +301,9 @@ KERNEL(unfold_gradients) {
         return;
     }
     double product = 0;
-    for (int i = threadIdx.x; i < slot_groups(scale) * GROUP_SUMS; i += 256) {
-        int group = i / GROUP_SUMS, at = i % GROUP_SUMS;
-        double sum = at < INTERIOR_SUMS ? arg.interior[group * INTERIOR_SUMS + at] : arg.edges[group * 4 * EDGE_SUMS + at - INTERIOR_SUMS];
+    for (int i = threadIdx.x; i < slot_groups(scale) * arg.chunks * GROUP_SUMS; i += 256) {
+        int unit = i / GROUP_SUMS, at = i % GROUP_SUMS;
+        double sum = at < INTERIOR_SUMS ? arg.interior[unit * INTERIOR_SUMS + at] : arg.edges[unit * 4 * EDGE_SUMS + at - INTERIOR_SUMS];
         product += sum * (double)arg.folded[i];
     }
     double total = block_sum<256>((double*)shared_memory(), product);

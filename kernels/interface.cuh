@@ -394,11 +394,11 @@ enum { nano_block_back_threads = 256 };
 
 // The two convolutions of the reconstruction and its gain.
 struct ReconstructParameters {
-    // up.0's weights `[16 x scale^2][16][3][3]`
+    // up.0's weights `[features x scale^2][features][3][3]`
     const float* up_weight;
-    // `[16 x scale^2]`
+    // `[features x scale^2]`
     const float* up_bias;
-    // conv_out's weights `[3][16][3][3]`
+    // conv_out's weights `[3][features][3][3]`
     const float* weight;
     // `[3]`
     const float* bias;
@@ -419,19 +419,22 @@ static_assert(sizeof(ReconstructGradients) == 40, "the layout that Rust writes")
 
 struct FoldConvArguments {
     ReconstructParameters parameters;
-    // `[groups][GROUP_SUMS]`; with half precision followed by `[groups][2][ENTRIES][FRAGMENT]`
-    // 16-byte words of tensor core operands.
+    // `[units][GROUP_SUMS]`; with half precision followed by `[units][2][ENTRIES][FRAGMENT]`
+    // 16-byte words of tensor core operands. A unit is a group of slots and a chunk of FEATURES
+    // features.
     float* folded;
     int scale;
+    // Features / FEATURES.
+    int chunks;
 };
 static_assert(sizeof(FoldConvArguments) == 56, "the layout that Rust writes");
 typedef FoldConvArguments fold_conv_arguments;
 enum { fold_conv_threads = 256 };
 
 struct UnfoldGradientsArguments {
-    // `[groups][INTERIOR_SUMS]`
+    // `[units][INTERIOR_SUMS]`
     const double* interior;
-    // `[groups][4][EDGE_SUMS]`
+    // `[units][4][EDGE_SUMS]`
     const double* edges;
     ReconstructParameters parameters;
     // As fold_conv made it.
@@ -439,6 +442,8 @@ struct UnfoldGradientsArguments {
     ReconstructGradients gradients;
     const DeviceScalars* scalars;
     int scale;
+    // Features / FEATURES.
+    int chunks;
 };
 static_assert(sizeof(UnfoldGradientsArguments) == 120, "the layout that Rust writes");
 typedef UnfoldGradientsArguments unfold_gradients_arguments;
@@ -451,7 +456,7 @@ struct ReconstructArguments {
     const float* gain;
     // The network's input `[images][h][w][3]`, which the base is made of.
     const float* input;
-    // `[images][h][w][16]`
+    // `[images][h][w][features]`
     const act* features;
     // `[images][h x scale][w x scale][3]`: the prediction; less its target where that is
     // given; the gradient of the losses where `loss_partials` are given.
@@ -478,6 +483,8 @@ struct ReconstructArguments {
     float charbonnier;
     // Weight of the MSE loss.
     float mse;
+    // Features / FEATURES.
+    int chunks;
 };
 static_assert(sizeof(ReconstructArguments) == 112, "the layout that Rust writes");
 typedef ReconstructArguments reconstruct_arguments;
@@ -490,15 +497,15 @@ struct ReconstructBackArguments {
     const float* folded;
     // `[1]`; half precision has the gain in its operands and does not read it.
     const float* gain;
-    // `[images][h][w][16]`
+    // `[images][h][w][features]`
     const act* features;
     // `[images][h x scale][w x scale][3]`
     const float* d_output;
-    // `[images][h][w][16]`
+    // `[images][h][w][features]`
     act* d_features;
-    // `[blocks][groups][INTERIOR_SUMS]`
+    // `[blocks][units][INTERIOR_SUMS]`
     float* partials;
-    // `[edge_blocks][groups][4][EDGE_SUMS]`
+    // `[edge_blocks][units][4][EDGE_SUMS]`
     float* edge_partials;
     int images;
     int h;
@@ -507,8 +514,10 @@ struct ReconstructBackArguments {
     // PART_DATA, PART_SUMS or both.
     int part;
     int edge_blocks;
+    // Features / FEATURES.
+    int chunks;
 };
-static_assert(sizeof(ReconstructBackArguments) == 80, "the layout that Rust writes");
+static_assert(sizeof(ReconstructBackArguments) == 88, "the layout that Rust writes");
 typedef ReconstructBackArguments reconstruct_back_arguments;
 enum { reconstruct_back_threads = PRECISION == 0 ? 256 : 320 };
 typedef ReconstructBackArguments reconstruct_back_x2_arguments;
@@ -953,9 +962,9 @@ struct PlainDepthwiseWeightsArguments {
     int channels;
     int kernel;
     int dilation;
-    // Blocks for the taps.
-    int chunks;
-    // Blocks that share the pixels.
+    // Channels of a block, an even number.
+    int group;
+    // Blocks that share the strips of pixels.
     int splits;
 };
 static_assert(sizeof(PlainDepthwiseWeightsArguments) == 144, "the layout that Rust writes");
@@ -1219,46 +1228,6 @@ static_assert(sizeof(ComposeConvBackArguments) == 168, "the layout that Rust wri
 typedef ComposeConvBackArguments compose_conv_back_arguments;
 enum { compose_conv_back_threads = 256 };
 
-struct PlainBaseArguments {
-    // The network's input `[images][h][w][3]`.
-    const float* input;
-    // `[images][h x scale][w x scale][3]`: detail, to which the base is added.
-    float* output;
-    // HR patches of a staged batch that are subtracted, or null.
-    const u8* target;
-    // `[images]`, or null.
-    const u8* codes;
-    int images;
-    int h;
-    int w;
-    int scale;
-    // Strength of the base's sharpening; 0 for none.
-    float alpha;
-    int reserved;
-};
-static_assert(sizeof(PlainBaseArguments) == 56, "the layout that Rust writes");
-typedef PlainBaseArguments plain_base_arguments;
-enum { plain_base_threads = 256 };
-
-struct PlainGainArguments {
-    // `[count]`: sums of d_output x features at HR, and of d_output.
-    const double* totals;
-    // `[count]`: weights and biases of conv_out.
-    const float* parameters;
-    // `[1]`
-    const float* gain;
-    // `[count]`
-    float* gradients;
-    // `[1]`
-    float* d_gain;
-    const DeviceScalars* scalars;
-    int count;
-    int reserved;
-};
-static_assert(sizeof(PlainGainArguments) == 56, "the layout that Rust writes");
-typedef PlainGainArguments plain_gain_arguments;
-enum { plain_gain_threads = 256 };
-
 struct PlainRmsNormArguments {
     // `[images][h][w][stride]`
     const act* input;
@@ -1290,8 +1259,6 @@ struct PlainRmsNormBackArguments {
     act* d_input;
     // `[channels]`
     const float* scale;
-    // `[images][h][w]`
-    float* roots;
     // `[blocks][2][channels]`
     float* partials;
     int images;
@@ -1304,13 +1271,12 @@ struct PlainRmsNormBackArguments {
     float epsilon;
     // 1: added to what is there.
     int add;
-    int reserved;
+    // Lanes that share a pixel, a power of two up to 32.
+    int lanes;
 };
-static_assert(sizeof(PlainRmsNormBackArguments) == 88, "the layout that Rust writes");
+static_assert(sizeof(PlainRmsNormBackArguments) == 80, "the layout that Rust writes");
 typedef PlainRmsNormBackArguments plain_rms_norm_back_arguments;
 enum { plain_rms_norm_back_threads = 256 };
-typedef PlainRmsNormBackArguments plain_rms_norm_sums_arguments;
-enum { plain_rms_norm_sums_threads = 256 };
 
 struct PlainChannelSumsArguments {
     // `[images][pixels][stride]`

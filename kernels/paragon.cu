@@ -16,7 +16,6 @@ namespace nano_family {
 }  // namespace nano_family
 namespace reconstruct_family {
 #include "reconstruct.cu"
-#include "plain_reconstruct.cu"
 }  // namespace reconstruct_family
 namespace loss_family {
 #include "loss.cu"

@@ -310,44 +310,108 @@ KERNEL(plain_depthwise) {
     }
 }
 
-// plain_depthwise_weights: thread (channel of 16, share of the pixels), up to nine taps. Grid:
-// splits of the pixels x groups of 16 channels x chunks of taps. Partials as in plain_conv_weights.
-KERNEL(plain_depthwise_weights) {
-    const int h = arg.h, w = arg.w, taps = arg.kernel * arg.kernel, reach = arg.kernel / 2 * arg.dilation;
+// plain_depthwise_weights: sums over pixels of output gradient x activated input, for 3 x 3 taps of a
+// kernel at a time. A thread has two channels of a column and walks down its rows, with the 3 x 3
+// inputs that the taps see in registers: for each row it loads three inputs and a gradient, and
+// neighbouring threads load the same inputs at the same time. So inputs and gradients are read once
+// from device memory, but for the columns and rows beside a strip. With a dilation it takes every
+// dilation-th row. Grid: splits of the strips x groups of `group` channels x parts of the taps.
+// Partials as in plain_conv_weights.
+#define STRIP_ROWS 12
+
+struct __attribute__((aligned(8))) TwoFloats {
+    float value[2];
+};
+DEVICE void load_two(const act* from, float (&v)[2]) {
+#if PRECISION == 0
+    TwoFloats loaded = *(const TwoFloats*)from;
+    v[0] = loaded.value[0];
+    v[1] = loaded.value[1];
+#else
+    u32 loaded = *(const u32*)from;
+    v[0] = low_half(loaded);
+    v[1] = high_half(loaded);
+#endif
+}
+
+// Loads what three columns of a row have of two channels: activated, 0 outside of the image.
+DEVICE void load_window(float (&v)[3][2], const PlainDepthwiseWeightsArguments& arg, int image, int y, int x, int channel) {
+    const act* from = arg.input.values + ((long long)image * arg.h + y) * arg.w * arg.input.stride + arg.input.first + channel;
+    UNROLL
+    for (int i = 0; i < 3; i++) {
+        int column = x + i * arg.dilation;
+        UNROLL
+        for (int k = 0; k < 2; k++) v[i][k] = 0;
+        if (inside(y, column, arg.h, arg.w)) load_two(from + (long long)column * arg.input.stride, v[i]);
+    }
+    if (arg.function.kind == FUNCTION_NONE) return;
+    UNROLL
+    for (int i = 0; i < 3; i++) {
+        UNROLL
+        for (int k = 0; k < 2; k++)
+            if (inside(y, x + i * arg.dilation, arg.h, arg.w)) v[i][k] = function_value(arg.function, v[i][k], channel + k);
+    }
+}
+
+KERNEL_CROWDED(plain_depthwise_weights, 2) {
+    const int h = arg.h, w = arg.w, taps = arg.kernel * arg.kernel, reach = arg.kernel / 2 * arg.dilation, sides = (arg.kernel + 2) / 3;
     int rest = blockIdx.x, split = rest % arg.splits;
     rest /= arg.splits;
-    int chunk = rest % arg.chunks, c = rest / arg.chunks * 16 + (int)threadIdx.x % 16, share = threadIdx.x / 16;
-    int units = taps - chunk * MOST_UNITS < MOST_UNITS ? taps - chunk * MOST_UNITS : MOST_UNITS;
-    bool exists = c < arg.channels;
-    float sums[MOST_UNITS + 1];
+    int part = rest % (sides * sides), pairs = arg.group / 2, columns = 256 / pairs, lane = threadIdx.x / pairs;
+    int channel = rest / (sides * sides) * arg.group + ((int)threadIdx.x - lane * pairs) * 2;
+    bool works = lane < columns && channel < arg.channels;
+    int first_row = part / sides * 3, first_column = part % sides * 3;
+    float sums[10][2];
     UNROLL
-    for (int u = 0; u <= MOST_UNITS; u++) sums[u] = 0;
-    int pixels = exists ? arg.images * h * w : 0;
-    for (int pixel = split * 16 + share; pixel < pixels; pixel += arg.splits * 16) {
-        int line = pixel / w, x = pixel - line * w, image = line / h, y = line - image * h;
-        float d = to_float(arg.d_output.values[element(arg.d_output.stride, arg.d_output.first, 1, image, y, x, h, w, c)]);
-        UNROLL
-        for (int u = 0; u < MOST_UNITS; u++) {
-            int tap = chunk * MOST_UNITS + u, ky = tap / arg.kernel, row = y - reach + ky * arg.dilation, column = x - reach + (tap - ky * arg.kernel) * arg.dilation;
-            if (u >= units || !inside(row, column, h, w)) continue;
-            float z = to_float(arg.input.values[element(arg.input.stride, arg.input.first, 1, image, row, column, h, w, c)]);
-            sums[u] = fmaf(function_value(arg.function, z, c), d, sums[u]);
+    for (int i = 0; i < 20; i++) sums[i / 2][i % 2] = 0;
+    int across = (w + columns - 1) / columns, lines = (h + arg.dilation - 1) / arg.dilation, strips = (lines + STRIP_ROWS - 1) / STRIP_ROWS;
+    int strips_of_image = strips * arg.dilation * across;
+    for (int index = split; works && index < arg.images * strips_of_image; index += arg.splits) {
+        int image = index / strips_of_image, at = index - image * strips_of_image, strip = at / across;
+        int x = (at - strip * across) * columns + lane, phase = strip / strips;
+        int y = (strip - phase * strips) * STRIP_ROWS * arg.dilation + phase;
+        if (x >= w) continue;
+        int row = y - reach + first_row * arg.dilation, column = x - reach + first_column * arg.dilation;
+        float window[3][3][2];
+        load_window(window[0], arg, image, row, column, channel);
+        load_window(window[1], arg, image, row + arg.dilation, column, channel);
+        const act* gradients = arg.d_output.values + ((long long)image * h * w + x) * arg.d_output.stride + arg.d_output.first + channel;
+        ROLLED
+        for (int i = 0; i < STRIP_ROWS && y < h; i += 3) {
+            // the newest row takes the place of the oldest
+            UNROLL
+            for (int k = 0; k < 3; k++) {
+                float d[2] = {0, 0};
+                if (y < h) load_two(gradients + (long long)y * w * arg.d_output.stride, d);
+                load_window(window[(k + 2) % 3], arg, image, row + 2 * arg.dilation, column, channel);
+                UNROLL
+                for (int tap = 0; tap < 9; tap++) {
+                    UNROLL
+                    for (int c = 0; c < 2; c++) sums[tap][c] = fmaf(window[(k + tap / 3) % 3][tap % 3][c], d[c], sums[tap][c]);
+                }
+                UNROLL
+                for (int c = 0; c < 2; c++) sums[9][c] += d[c];
+                y += arg.dilation;
+                row += arg.dilation;
+            }
         }
-        sums[MOST_UNITS] += d;
     }
     float* partials = arg.partials + (long long)split * arg.channels * (taps + 1);
-    float* shared = (float*)shared_memory();  // [256]
+    TwoFloats* shared = (TwoFloats*)shared_memory();  // [256]
     UNROLL
-    for (int u = 0; u <= MOST_UNITS; u++) {
-        if (u < MOST_UNITS && u >= units) continue;
+    for (int u = 0; u < 10; u++) {
+        int ky = first_row + u / 3, kx = first_column + u % 3;
+        bool biases = u == 9, stores = works && lane == 0 && (biases ? part == 0 : ky < arg.kernel && kx < arg.kernel);
         barrier();
-        shared[threadIdx.x] = sums[u];
+        UNROLL
+        for (int c = 0; c < 2; c++) shared[threadIdx.x].value[c] = sums[u][c];
         barrier();
-        bool biases = u == MOST_UNITS;
-        if (share == 0 && exists && !(biases && chunk > 0)) {
+        UNROLL
+        for (int c = 0; c < 2; c++) {
+            if (!stores || channel + c >= arg.channels) continue;
             float total = 0;
-            for (int i = 0; i < 16; i++) total += shared[threadIdx.x + 16 * i];
-            partials[biases ? arg.channels * taps + c : c * taps + chunk * MOST_UNITS + u] = total;
+            for (int i = 0; i < columns; i++) total += shared[threadIdx.x + i * pairs].value[c];
+            partials[biases ? arg.channels * taps + channel + c : (channel + c) * taps + ky * arg.kernel + kx] = total;
         }
     }
 }

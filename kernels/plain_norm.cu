@@ -1,10 +1,12 @@
 // RMSNorm over channels, and channel attention. Depends on plain.cuh. Bound by memory.
 #include "plain.cuh"
 
-// Eight lanes share a pixel; a warp has four.
+// Eight lanes share a pixel of the forward pass; a warp has four.
 #define NORM_LANES 8
-DEVICE float over_lanes(float value) {
-    for (int mask = NORM_LANES / 2; mask > 0; mask >>= 1) value += shuffle_xor(value, mask);
+// Pixels that a thread of the backward pass has at a time.
+#define NORM_PIXELS 2
+DEVICE float over_lanes(float value, int lanes) {
+    for (int mask = lanes / 2; mask > 0; mask >>= 1) value += shuffle_xor(value, mask);
     return value;
 }
 // The pixel of the unpadded image that is at `pixel` of the padded one, or -1.
@@ -30,7 +32,7 @@ KERNEL(plain_rms_norm) {
             for (int k = 0; k < PIECE; k++) squares = fmaf(v[k], v[k], squares);
         }
         warp_barrier();
-        float root = 1.0f / sqrtf(over_lanes(squares) / (float)arg.channels + arg.epsilon);
+        float root = 1.0f / sqrtf(over_lanes(squares, NORM_LANES) / (float)arg.channels + arg.epsilon);
         for (int c = part; c < arg.stride && to < pixels; c += NORM_LANES * PIECE) {
             float v[PIECE];
             UNROLL
@@ -43,54 +45,52 @@ KERNEL(plain_rms_norm) {
     }
 }
 
-// d x = r (scale d - x r^2 mean(scale d x)); r is kept in `roots` for plain_rms_norm_sums. Grid:
-// persistent.
+// d x = r (scale d - x r^2 mean(scale d x)), and the sums for the gradients of scale and bias: of d x
+// r and of d. `lanes` lanes share a pixel, and each has one piece of it. Grid: a fixed number.
+// Partials: [blocks][2][channels]. Least traffic: x and d read once, d x written once.
 KERNEL(plain_rms_norm_back) {
-    int part = threadIdx.x % NORM_LANES * PIECE, pixels = arg.images * arg.h * arg.w;
-    for (int first = blockIdx.x * (256 / NORM_LANES); first < pixels; first += gridDim.x * (256 / NORM_LANES)) {
-        int pixel = first + (int)threadIdx.x / NORM_LANES, exists = pixel < pixels;
-        long long from = exists ? (long long)padded(pixel, arg.h, arg.w, arg.padded_h, arg.padded_w) * arg.stride : 0;
-        float squares = 0, products = 0, v[PIECE], d[PIECE];
-        for (int c = part; c < arg.stride && exists; c += NORM_LANES * PIECE) {
-            load_piece(arg.input + (long long)pixel * arg.stride + c, v);
-            load_piece(arg.d_output + from + c, d);
+    const int lanes = arg.lanes, part = threadIdx.x % lanes * PIECE, pixels = arg.images * arg.h * arg.w, row = 256 / lanes;
+    bool works = part < arg.stride;
+    float factor[PIECE], scale[PIECE], bias[PIECE];
+    UNROLL
+    for (int k = 0; k < PIECE; k++) {
+        factor[k] = part + k < arg.channels ? arg.scale[part + k] : 0.0f;
+        scale[k] = bias[k] = 0;
+    }
+    for (int first = blockIdx.x * NORM_PIXELS * row; first < pixels; first += gridDim.x * NORM_PIXELS * row) {
+        // all loads are issued together
+        float v[NORM_PIXELS][PIECE], d[NORM_PIXELS][PIECE];
+        UNROLL
+        for (int i = 0; i < NORM_PIXELS; i++) {
+            int pixel = first + i * row + (int)threadIdx.x / lanes;
+            UNROLL
+            for (int k = 0; k < PIECE; k++) v[i][k] = d[i][k] = 0;
+            if (!works || pixel >= pixels) continue;
+            load_piece(arg.input + (long long)pixel * arg.stride + part, v[i]);
+            load_piece(arg.d_output + (long long)padded(pixel, arg.h, arg.w, arg.padded_h, arg.padded_w) * arg.stride + part, d[i]);
+        }
+        UNROLL
+        for (int i = 0; i < NORM_PIXELS; i++) {
+            int pixel = first + i * row + (int)threadIdx.x / lanes;
+            float squares = 0, products = 0;
             UNROLL
             for (int k = 0; k < PIECE; k++) {
-                squares = fmaf(v[k], v[k], squares);
-                if (c + k < arg.channels) products = fmaf(v[k] * d[k], arg.scale[c + k], products);
+                squares = fmaf(v[i][k], v[i][k], squares);
+                products = fmaf(v[i][k] * d[i][k], factor[k], products);
             }
-        }
-        warp_barrier();
-        float root = 1.0f / sqrtf(over_lanes(squares) / (float)arg.channels + arg.epsilon);
-        float mean = over_lanes(products) / (float)arg.channels * root * root;
-        if (exists && threadIdx.x % NORM_LANES == 0) arg.roots[pixel] = root;
-        for (int c = part; c < arg.stride && exists && arg.d_input; c += NORM_LANES * PIECE) {
-            load_piece(arg.input + (long long)pixel * arg.stride + c, v);
-            load_piece(arg.d_output + from + c, d);
+            warp_barrier();
+            float root = 1.0f / sqrtf(over_lanes(squares, lanes) / (float)arg.channels + arg.epsilon);
+            float mean = over_lanes(products, lanes) / (float)arg.channels * root * root;
             UNROLL
-            for (int k = 0; k < PIECE; k++) d[k] = c + k < arg.channels ? root * (arg.scale[c + k] * d[k] - v[k] * mean) : 0.0f;
-            put_piece(arg.d_input + (long long)pixel * arg.stride + c, d, arg.add);
+            for (int k = 0; k < PIECE; k++) {
+                scale[k] = fmaf(d[i][k] * root, v[i][k], scale[k]);
+                bias[k] += d[i][k];
+                d[i][k] = part + k < arg.channels ? root * (factor[k] * d[i][k] - v[i][k] * mean) : 0.0f;
+            }
+            if (works && pixel < pixels && arg.d_input) put_piece(arg.d_input + (long long)pixel * arg.stride + part, d[i], arg.add);
         }
     }
-}
-
-// The gradients of scale and bias: sums of d x r and of d. Partials: [blocks][2][channels].
-KERNEL(plain_rms_norm_sums) {
-    Pieces p = pieces_of(arg.stride);
-    float scale[PIECE], bias[PIECE];
-    UNROLL
-    for (int k = 0; k < PIECE; k++) scale[k] = bias[k] = 0;
-    int pixels = arg.images * arg.h * arg.w;
-    for (int pixel = first_pixel(p, pixels); pixel < pixels; pixel += next_pixel(p)) {
-        float v[PIECE], d[PIECE], root = arg.roots[pixel];
-        load_piece(arg.input + (long long)pixel * arg.stride + p.channel, v);
-        load_piece(arg.d_output + (long long)padded(pixel, arg.h, arg.w, arg.padded_h, arg.padded_w) * arg.stride + p.channel, d);
-        UNROLL
-        for (int k = 0; k < PIECE; k++) {
-            scale[k] = fmaf(d[k] * root, v[k], scale[k]);
-            bias[k] += d[k];
-        }
-    }
+    Pieces p = {part, works ? (int)threadIdx.x / lanes : row, row};
     float* partials = arg.partials + (long long)blockIdx.x * 2 * arg.channels;
     store_channel_sums(scale, p, arg.stride, arg.channels, partials);
     store_channel_sums(bias, p, arg.stride, arg.channels, partials + arg.channels);

@@ -10,10 +10,10 @@
 // bytes written and 3 x scale^2 of target read.
 //
 // reconstruct_back: `part` says what a launch computes:
-//   PART_DATA  d_features. Grid: persistent
-//   PART_SUMS  sums of all pixels, and of edges. Grid: (blocks, groups of slots); a block starts
-//   with its share of the edges
-//   both       in one pass (one group of slots, half precision)
+//   PART_DATA  d_features. Grid: (tiles, chunks)
+//   PART_SUMS  sums of all pixels, and of edges. Grid: (blocks, units); a block starts with its share
+//   of the edges
+//   both       in one pass (one group of slots, half precision). Grid: (blocks, chunks)
 // Least traffic an LQ pixel: a pixel of features read and one written, 12 x scale^2 bytes read.
 #include "base.cuh"
 #include "folded_conv.cuh"
@@ -22,13 +22,14 @@
 // The sums of one edge, a strip of 16 of its pixels at a time. Thread (input channel, slot);
 // threads from 256 on only take part in barriers. `first`: the strip to begin with; `memory`: 36 x
 // 16 f32.
-DEVICE void edge_sums(float* memory, const ReconstructBackArguments& arg, int edge, int first, int group, int groups, int scale) {
+DEVICE void edge_sums(float* memory, const ReconstructBackArguments& arg, int edge, int first, int unit, int units, int scale) {
     const int h = arg.h, w = arg.w;
     float* d = memory;               // [16][slot]
     float* f = memory + 16 * 16;     // [20][channel]
     int major = threadIdx.x / 16, minor = threadIdx.x % 16;
     bool rows = edge < 2, works = threadIdx.x < 256;
     int length = rows ? w : h, strips = (length + 15) / 16, fixed = edge % 2 == 0 ? 0 : (rows ? h : w) - 1;
+    int group = unit / arg.chunks, chunk = unit - group * arg.chunks;
     Slot slot = slot_of(group, minor, scale);
     float total[7], bias[3];
     UNROLL
@@ -48,7 +49,7 @@ DEVICE void edge_sums(float* memory, const ReconstructBackArguments& arg, int ed
         for (int i = threadIdx.x; works && i < 20 * 16; i += 256) {
             int along = start - 2 + i / 16;
             value = 0;
-            if (along >= 0 && along < length) value = to_float(arg.features[(pixels + (rows ? fixed * w + along : along * w + fixed)) * FEATURES + i % 16]);
+            if (along >= 0 && along < length) value = to_float(arg.features[(pixels + (rows ? fixed * w + along : along * w + fixed)) * FEATURES * arg.chunks + chunk * FEATURES + i % 16]);
             f[i] = value;
         }
         barrier();
@@ -84,7 +85,7 @@ DEVICE void edge_sums(float* memory, const ReconstructBackArguments& arg, int ed
         barrier();
     }
     if (!works) return;
-    float* out = arg.edge_partials + (((long long)first * groups + group) * 4 + edge) * EDGE_SUMS;
+    float* out = arg.edge_partials + (((long long)first * units + unit) * 4 + edge) * EDGE_SUMS;
     UNROLL
     for (int i = 0; i < 7; i++) out[i * ENTRY + threadIdx.x] = total[i];
     if (major > 0) return;
@@ -94,10 +95,10 @@ DEVICE void edge_sums(float* memory, const ReconstructBackArguments& arg, int ed
 
 // A block's share of the four edges; `edge_blocks` blocks share each edge. Blocks that did nothing
 // else would take the places of others on the multiprocessors.
-DEVICE void all_edge_sums(float* memory, const ReconstructBackArguments& arg, int groups, int scale) {
+DEVICE void all_edge_sums(float* memory, const ReconstructBackArguments& arg, int units, int scale) {
     ROLLED
     for (int i = blockIdx.x; i < 4 * arg.edge_blocks; i += gridDim.x)
-        edge_sums(memory, arg, i % 4, i / 4, blockIdx.y, groups, scale);
+        edge_sums(memory, arg, i % 4, i / 4, blockIdx.y, units, scale);
 }
 
 // What every thread needs to finish the four HR pixels of a group of slots in the HR square of one

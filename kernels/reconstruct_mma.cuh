@@ -114,23 +114,23 @@ DEVICE void multiply_edges(Square& s, const Wide* tile, const Wide* fragments, c
     }
 }
 
-// A tile of features on its way from device to shared memory: a thread has one piece of a pixel in
-// every LINES rows. All loads of a tile are issued before the first value is stored.
+// A chunk of a tile's features on its way from device to shared memory: a thread has one piece of a
+// pixel in every LINES rows. All loads of a tile are issued before the first value is stored.
 template <int THREADS>
 struct FeatureInput {
     static const int ROW_PIECES = REACHED * 2, LINES = THREADS / ROW_PIECES, ROUNDS = (REACHED + LINES - 1) / LINES;
     Wide loaded[ROUNDS];
 
-    DEVICE_MEMBER void load(const act* features, Tile t, int h, int w) {
+    DEVICE_MEMBER void load(const act* features, Tile t, int h, int w, int chunk, int chunks) {
         int first = threadIdx.x / ROW_PIECES, piece = threadIdx.x - first * ROW_PIECES, x = t.x - 2 + piece / 2;
         bool within = first < LINES && (u32)x < (u32)w;
         // offsets within one image fit an int
-        const Wide* image = (const Wide*)features + (long long)t.image * h * w * 2;
+        const Wide* image = (const Wide*)features + ((long long)t.image * h * w * chunks + chunk) * 2;
         UNROLL
         for (int round = 0; round < ROUNDS; round++) {
             int y = t.y - 2 + first + LINES * round;
             loaded[round] = {{0, 0, 0, 0}};
-            if (within && (u32)y < (u32)h) loaded[round] = image[(y * w + x) * 2 + piece % 2];
+            if (within && (u32)y < (u32)h) loaded[round] = image[(y * w + x) * chunks * 2 + piece % 2];
         }
     }
     DEVICE_MEMBER void store(Wide* tile) const {
@@ -158,16 +158,16 @@ DEVICE void copy_fragments(Wide* to, const Wide* from) {
 template <int SCALE>
 DEVICE void reconstruct_tiles(const ReconstructArguments& arg) {
     const int h = arg.h, w = arg.w;
-    const int scale = SCALE ? SCALE : arg.scale, groups = slot_groups(scale);
+    const int scale = SCALE ? SCALE : arg.scale, groups = slot_groups(scale), chunks = arg.chunks;
     Wide* tile = (Wide*)shared_memory();
     Wide* weights = tile + 2 * HALF_PLANE;
     float* cells = (float*)(weights + 25 * FRAGMENT);
     float* raw = cells + BASE_CELLS;
     float* rows = raw + BASE_RAW;
     float* taps = rows + BASE_ROWS;
-    const Wide* fragments = (const Wide*)(arg.folded + groups * GROUP_SUMS);
+    const Wide* fragments = (const Wide*)(arg.folded + groups * chunks * GROUP_SUMS);
     base_taps(taps, scale);
-    if (groups == 1) copy_fragments<256>(weights, fragments);
+    if (SCALE == 2) copy_fragments<256>(weights, fragments);
     SquareOutput f = {taps, cells, arg.output, arg.target, 0, arg.loss_partials != nullptr, {0, 0, 0, 0}, 0, h, w, scale};
     if (f.losses) f.terms = pixel_terms(arg.l1, arg.charbonnier, arg.mse, arg.whole, arg.scalars);
     double lost = 0;
@@ -183,25 +183,18 @@ DEVICE void reconstruct_tiles(const ReconstructArguments& arg) {
             bias = ((const Quad*)(arg.folded + bias_at(-1, 0)))[threadIdx.x % 4];
         }
         FeatureInput<256> in;
-        in.load(arg.features, t, h, w);
+        in.load(arg.features, t, h, w, 0, chunks);
         BaseInput<256> base_in;
         base_in.load(arg.input + (long long)t.image * h * w * 3, h, w, t.y, t.x);
         in.store(tile);
+        // those of the last chunk are there
+        if (SCALE == 2 && chunks > 1) copy_fragments<256>(weights, fragments);
         base_in.store(raw, arg.target != nullptr);
         // its barriers also make the features visible
         base_cells<256>(raw, rows, cells, h, w, t.y, t.x, arg.alpha);
-        // the square that a lane finishes, once it has exchanged its results for those of one LQ
-        // pixel
-        int lane = threadIdx.x % 4, row = threadIdx.x / 32 * 2 + lane / 2, column = threadIdx.x % 32 / 4 + lane % 2 * 8;
         ROLLED
         for (int group = 0; group < groups; group++) {
-            const Wide* own = fragments + group * GROUP_FRAGMENTS;
-            if (groups > 1) {
-                if (group > 0) barrier();
-                copy_fragments<256>(weights, own);
-                barrier();
-            }
-            const float* f32 = arg.folded + group * GROUP_SUMS;
+            const float* f32 = arg.folded + group * chunks * GROUP_SUMS;
             if (SCALE != 2) {
                 strength = FOLDED_SCALE * *arg.gain;
                 bias = ((const Quad*)(f32 + bias_at(-1, 0)))[threadIdx.x % 4];
@@ -210,13 +203,31 @@ DEVICE void reconstruct_tiles(const ReconstructArguments& arg) {
             for (int i = 0; i < 4; i++) bias.value[i] *= strength;
             Square s;
             start(s, bias);
-            multiply(s, tile, weights);
-            multiply_edges(s, tile, own, f32, strength, t, h, w);
+            ROLLED
+            for (int chunk = 0; chunk < chunks; chunk++) {
+                const Wide* own = fragments + (group * chunks + chunk) * GROUP_FRAGMENTS;
+                if (SCALE != 2 || chunk > 0) {
+                    if (group > 0 || chunk > 0) barrier();
+                    copy_fragments<256>(weights, own);
+                    if (chunks > 1 && (group > 0 || chunk > 0)) {
+                        FeatureInput<256> next;
+                        next.load(arg.features, t, h, w, chunk, chunks);
+                        next.store(tile);
+                    }
+                    barrier();
+                }
+                multiply(s, tile, weights);
+                multiply_edges(s, tile, own, f32 + chunk * GROUP_SUMS, strength, t, h, w);
+            }
             // makes the base visible; with a single group of slots the tile and the scratch are
             // free from here on
             if (group == 0) {
                 barrier();
             }
+            // the square that a lane finishes, once it has exchanged its results for those of one LQ
+            // pixel
+            u32 thread = thread_anew();
+            int lane = thread % 4, row = thread / 32 * 2 + lane / 2, column = thread % 32 / 4 + lane % 2 * 8;
             TargetSquare target_rgb;
             if (SCALE == 2) load_target(target_rgb, f, t, row, column);
             // lane t of four has HR pixel t of four LQ pixels: (row, half) 0 .. 3. It needs all
@@ -346,15 +357,17 @@ DEVICE void accumulate(Outer& o, const Wide* f_tile, const Wide* d_tile) {
 template <int SCALE>
 DEVICE void reconstruct_back_tiles(const ReconstructBackArguments& arg) {
     const int h = arg.h, w = arg.w;
-    const int scale = SCALE ? SCALE : arg.scale, groups = slot_groups(scale);
+    const int scale = SCALE ? SCALE : arg.scale, groups = slot_groups(scale), chunks = arg.chunks;
     Wide* d_tile = (Wide*)shared_memory();
     Wide* f_tile = d_tile + 2 * HALF_PLANE;
     Wide* weights = f_tile + 2 * HALF_PLANE;
     const bool data = SCALE || arg.part & PART_DATA, sums = SCALE || arg.part & PART_SUMS;
-    int first_group = SCALE || !sums ? 0 : blockIdx.y, block = blockIdx.x;
-    if (sums) all_edge_sums((float*)shared_memory(), arg, groups, scale);
-    const Wide* fragments = (const Wide*)(arg.folded + groups * GROUP_SUMS) + ENTRIES * FRAGMENT;
-    if (data && groups == 1) copy_fragments<BACK_THREADS>(weights, fragments);
+    // a block that sums has one unit, others a chunk of all groups
+    const int first_group = SCALE || !sums ? 0 : blockIdx.y / chunks, chunk = SCALE ? blockIdx.y : blockIdx.y % chunks;
+    int block = blockIdx.x;
+    if (sums) all_edge_sums((float*)shared_memory(), arg, groups * chunks, scale);
+    const Wide* fragments = (const Wide*)(arg.folded + groups * chunks * GROUP_SUMS) + ENTRIES * FRAGMENT;
+    if (SCALE) copy_fragments<BACK_THREADS>(weights, fragments + blockIdx.y * GROUP_FRAGMENTS);
     Outer outer;
     UNROLL
     for (int i = 0; i < 24; i++) outer.sum[i / 8][i / 4 % 2][i % 4] = 0;
@@ -365,17 +378,17 @@ DEVICE void reconstruct_back_tiles(const ReconstructBackArguments& arg) {
         Square s;
         start(s, {{0, 0, 0, 0}});
         FeatureInput<BACK_THREADS> in;
-        if (sums) in.load(arg.features, t, h, w);
+        if (sums) in.load(arg.features, t, h, w, chunk, chunks);
         // at any scale there are not enough registers to have both loads under way
         if (sums && !SCALE) in.store(f_tile);
         ROLLED
         for (int group = first_group; group < (sums ? first_group + 1 : groups); group++) {
-            const Wide* own = fragments + group * GROUP_FRAGMENTS;
+            const Wide* own = fragments + (group * chunks + chunk) * GROUP_FRAGMENTS;
             SlotInput<BACK_THREADS> slots;
             slots.load(arg.d_output, group, t, h, w, scale);
             if (SCALE) in.store(f_tile);
             slots.store(d_tile, bias);
-            if (data && groups > 1) copy_fragments<BACK_THREADS>(weights, own);
+            if (data && !SCALE) copy_fragments<BACK_THREADS>(weights, own);
             barrier();
             if (data && threadIdx.x < 256) {
                 multiply(s, d_tile, weights);
@@ -394,12 +407,12 @@ DEVICE void reconstruct_back_tiles(const ReconstructBackArguments& arg) {
                 UNROLL
                 for (int k = 0; k < 4; k++) d[k] = s.sum[i / 2][k / 2][i % 2 * 2 + k % 2] * (1.0f / FOLDED_SCALE);
                 Pair v = {{pack_half(d[0], d[1]), pack_half(d[2], d[3])}};
-                store_pair(arg.d_features + (((long long)t.image * h + y) * w + x) * FEATURES, l.t, v);
+                store_pair(arg.d_features + ((((long long)t.image * h + y) * w + x) * chunks + chunk) * FEATURES, l.t, v);
             }
         }
     }
     if (!sums) return;
-    float* out = arg.partials + ((long long)block * groups + blockIdx.y) * INTERIOR_SUMS;
+    float* out = arg.partials + ((long long)block * groups * chunks + blockIdx.y) * INTERIOR_SUMS;
     Lane l = lane_position();
     int v = l.warp % 5, u = l.warp / 5 * 3;
     UNROLL

@@ -9,12 +9,12 @@
 // Weights of one HR pixel's four slots: [tap][input channel] Quads.
 #define TAP_QUADS (25 * FEATURES)
 
-DEVICE void load_tile(Quad* tile, const float* features, Tile t, int h, int w) {
-    const Quad* image = (const Quad*)features + (long long)t.image * h * w * 4;
+DEVICE void load_tile(Quad* tile, const float* features, Tile t, int h, int w, int chunk, int chunks) {
+    const Quad* image = (const Quad*)features + ((long long)t.image * h * w * chunks + chunk) * 4;
     for (int i = threadIdx.x; i < REACHED * REACHED * 4; i += 256) {
         int pixel = i / 4, y = t.y - 2 + pixel / REACHED, x = t.x - 2 + pixel % REACHED;
         Quad v = {{0, 0, 0, 0}};
-        if (inside(y, x, h, w)) v = image[(y * w + x) * 4 + i % 4];
+        if (inside(y, x, h, w)) v = image[(y * w + x) * chunks * 4 + i % 4];
         tile[i % 4 * FLOAT_PLANE + pixel] = v;
     }
 }
@@ -60,8 +60,51 @@ DEVICE bool edge_tap(EdgeTap& e, int i, int y, int x, int h, int w) {
 
 DEVICE bool on_edge(int y, int x, int h, int w) { return y == 0 || x == 0 || y == h - 1 || x == w - 1; }
 
+// HR pixel k of a group's slots in a thread's LQ pixel, from a chunk of the features, without the
+// corrections at edges.
+DEVICE Quad folded_pixel(const float* folded, const Quad* tile, const Quad* taps, int k, float gain, int ty, int tx) {
+    Quad sum = ((const Quad*)(folded + bias_at(-1, 0)))[k];
+    UNROLL
+    for (int o = 0; o < 4; o++) sum.value[o] *= gain;
+    ROLLED
+    for (int tap = 0; tap < 25; tap++) {
+        const Quad* pixel = tile + (ty + tap / 5) * REACHED + tx + tap % 5;
+        UNROLL
+        for (int ci = 0; ci < FEATURES; ci++) {
+            float value = pixel[ci / 4 * FLOAT_PLANE].value[ci % 4];
+            Quad weight = taps[tap * FEATURES + ci];
+            UNROLL
+            for (int o = 0; o < 4; o++) sum.value[o] += value * weight.value[o];
+        }
+    }
+    return sum;
+}
+// Adds the corrections of pixel (y, x), which is at (ty, tx) of its tile.
+DEVICE void add_edges(Quad& sum, const float* folded, const Quad* tile, int k, float gain, int y, int x, int ty, int tx, int h, int w) {
+    ROLLED
+    for (int i = 0; i < EDGE_TAPS; i++) {
+        EdgeTap e;
+        if (!edge_tap(e, i, y, x, h, w)) continue;
+        const Quad* pixel = tile + (ty + e.u) * REACHED + tx + e.v;
+        const Quad* weights = (const Quad*)(folded + entry_at(e.entry)) + k;
+        // one bias for each edge and each corner, with the first of its taps
+        int kind = i < 20 ? 0 : 1 + i % 2, edge = i < 20 ? i / 5 : (i - 20) / 2;
+        if (i >= 20 || i % 5 == 0) {
+            const Quad bias = ((const Quad*)(folded + bias_at(edge, kind)))[k];
+            UNROLL
+            for (int o = 0; o < 4; o++) sum.value[o] += gain * bias.value[o];
+        }
+        ROLLED
+        for (int ci = 0; ci < FEATURES; ci++) {
+            float value = gain * pixel[ci / 4 * FLOAT_PLANE].value[ci % 4];
+            UNROLL
+            for (int o = 0; o < 4; o++) sum.value[o] += value * weights[ci * 4].value[o];
+        }
+    }
+}
+
 KERNEL_CROWDED(reconstruct, 1) {
-    const int h = arg.h, w = arg.w, scale = arg.scale;
+    const int h = arg.h, w = arg.w, scale = arg.scale, chunks = arg.chunks;
     Quad* tile = (Quad*)shared_memory();
     float* cells = (float*)(tile + 4 * FLOAT_PLANE);
     float* base_taps_at = cells + BASE_CELLS;
@@ -80,57 +123,33 @@ KERNEL_CROWDED(reconstruct, 1) {
         f.code = arg.target ? arg.codes[t.image] : 0u;
         BaseInput<256> base_in;
         base_in.load(arg.input + (long long)t.image * h * w * 3, h, w, t.y, t.x);
-        load_tile(tile, arg.features, t, h, w);
+        load_tile(tile, arg.features, t, h, w, 0, chunks);
         base_in.store(raw, arg.target != nullptr);
         base_cells<256>(raw, rows, cells, h, w, t.y, t.x, arg.alpha);
         barrier();
         bool edge = on_edge(t.y + ty, t.x + tx, h, w);
         for (int group = 0; group < slot_groups(scale); group++) {
             f.group = group;
-            const float* own = arg.folded + group * GROUP_SUMS;
+            Quad sums[4];
+            ROLLED
+            for (int chunk = 0; chunk < chunks; chunk++) {
+                const float* own = arg.folded + (group * chunks + chunk) * GROUP_SUMS;
+                if (chunks > 1 && (group > 0 || chunk > 0)) load_tile(tile, arg.features, t, h, w, chunk, chunks);
+                UNROLL
+                for (int k = 0; k < 4; k++) {
+                    load_taps(taps, own, k, strength);
+                    barrier();
+                    // each chunk by itself: short sums lose fewer bits to rounding
+                    Quad sum = folded_pixel(own, tile, taps, k, strength, ty, tx);
+                    if (edge) add_edges(sum, own, tile, k, strength, t.y + ty, t.x + tx, ty, tx, h, w);
+                    UNROLL
+                    for (int o = 0; o < 4; o++) sums[k].value[o] = chunk > 0 ? sums[k].value[o] + sum.value[o] : sum.value[o];
+                    barrier();
+                }
+            }
             float detail[12];
             UNROLL
-            for (int k = 0; k < 4; k++) {
-                load_taps(taps, own, k, strength);
-                barrier();
-                Quad sum = ((const Quad*)(own + bias_at(-1, 0)))[k];
-                UNROLL
-                for (int o = 0; o < 4; o++) sum.value[o] *= strength;
-                ROLLED
-                for (int tap = 0; tap < 25; tap++) {
-                    const Quad* pixel = tile + (ty + tap / 5) * REACHED + tx + tap % 5;
-                    UNROLL
-                    for (int ci = 0; ci < FEATURES; ci++) {
-                        float value = pixel[ci / 4 * FLOAT_PLANE].value[ci % 4];
-                        Quad weight = taps[tap * FEATURES + ci];
-                        UNROLL
-                        for (int o = 0; o < 4; o++) sum.value[o] += value * weight.value[o];
-                    }
-                }
-                ROLLED
-                for (int i = 0; edge && i < EDGE_TAPS; i++) {
-                    EdgeTap e;
-                    if (!edge_tap(e, i, t.y + ty, t.x + tx, h, w)) continue;
-                    const Quad* pixel = tile + (ty + e.u) * REACHED + tx + e.v;
-                    const Quad* weights = (const Quad*)(own + entry_at(e.entry)) + k;
-                    // one bias for each edge and each corner, with the first of its taps
-                    int kind = i < 20 ? 0 : 1 + i % 2, edge_number = i < 20 ? i / 5 : (i - 20) / 2;
-                    if (i >= 20 || i % 5 == 0) {
-                        const Quad bias = ((const Quad*)(own + bias_at(edge_number, kind)))[k];
-                        UNROLL
-                        for (int o = 0; o < 4; o++) sum.value[o] += strength * bias.value[o];
-                    }
-                    ROLLED
-                    for (int ci = 0; ci < FEATURES; ci++) {
-                        float value = strength * pixel[ci / 4 * FLOAT_PLANE].value[ci % 4];
-                        UNROLL
-                        for (int o = 0; o < 4; o++) sum.value[o] += value * weights[ci * 4].value[o];
-                    }
-                }
-                UNROLL
-                for (int o = 0; o < 3; o++) detail[k * 3 + o] = sum.value[o];
-                barrier();
-            }
+            for (int i = 0; i < 12; i++) detail[i] = sums[i / 3].value[i % 3];
             lost += (double)store_square(f, detail, t, ty, tx);
         }
         barrier();
@@ -140,9 +159,9 @@ KERNEL_CROWDED(reconstruct, 1) {
     if (threadIdx.x == 0) arg.loss_partials[blockIdx.x] = total;
 }
 
-// The gradient of the features of the block's tiles, one group of slots after another.
+// The gradient of a chunk of the features of the block's tiles, one group of slots after another.
 DEVICE void data_gradient(const ReconstructBackArguments& arg, float gain) {
-    const int h = arg.h, w = arg.w, scale = arg.scale;
+    const int h = arg.h, w = arg.w, scale = arg.scale, chunks = arg.chunks, chunk = blockIdx.y;
     Quad* tile = (Quad*)shared_memory();
     Quad* taps = tile + 4 * FLOAT_PLANE;
     int ty = threadIdx.x / TILE, tx = threadIdx.x % TILE;
@@ -153,7 +172,7 @@ DEVICE void data_gradient(const ReconstructBackArguments& arg, float gain) {
         UNROLL
         for (int ci = 0; ci < FEATURES; ci++) total[ci] = 0;
         for (int group = 0; group < slot_groups(scale); group++) {
-            const float* own = arg.folded + group * GROUP_SUMS;
+            const float* own = arg.folded + (group * chunks + chunk) * GROUP_SUMS;
             load_slots(tile, arg.d_output, group, t, h, w, scale);
             for (int k = 0; k < 4; k++) {
                 load_taps(taps, own, k, 1.0f);
@@ -191,7 +210,7 @@ DEVICE void data_gradient(const ReconstructBackArguments& arg, float gain) {
             }
         }
         if (t.y + ty < h && t.x + tx < w) {
-            float* to = arg.d_features + (((long long)t.image * h + t.y + ty) * w + t.x + tx) * FEATURES;
+            float* to = arg.d_features + ((((long long)t.image * h + t.y + ty) * w + t.x + tx) * chunks + chunk) * FEATURES;
             UNROLL
             for (int ci = 0; ci < FEATURES; ci++) total[ci] *= gain;
             store_features(to, total);
@@ -199,19 +218,19 @@ DEVICE void data_gradient(const ReconstructBackArguments& arg, float gain) {
     }
 }
 
-// The sums of one group of slots over the block's tiles. Thread (input channel, slot).
+// The sums of one unit over the block's tiles. Thread (input channel, slot).
 DEVICE void interior_sums(const ReconstructBackArguments& arg) {
     const int h = arg.h, w = arg.w, scale = arg.scale, block = blockIdx.x, blocks = gridDim.x;
     Quad* tile = (Quad*)shared_memory();
     float* d = (float*)(tile + 4 * FLOAT_PLANE);  // [16 x 16 pixels][slot]
-    int ci = threadIdx.x / 16, slot = threadIdx.x % 16, group = blockIdx.y;
+    int ci = threadIdx.x / 16, slot = threadIdx.x % 16, unit = blockIdx.y, group = unit / arg.chunks;
     Slot s = slot_of(group, slot, scale);
     float total[25], bias = 0;
     UNROLL
     for (int tap = 0; tap < 25; tap++) total[tap] = 0;
     for (int index = block; index < tile_count(arg.images, h, w); index += blocks) {
         Tile t = tile_at(index, h, w);
-        load_tile(tile, arg.features, t, h, w);
+        load_tile(tile, arg.features, t, h, w, unit - group * arg.chunks, arg.chunks);
         // a thread has one slot of a row of pixels
         for (int x = 0; x < TILE; x++) {
             float value = 0;
@@ -251,7 +270,7 @@ DEVICE void interior_sums(const ReconstructBackArguments& arg) {
         }
         barrier();
     }
-    float* out = arg.partials + ((long long)block * gridDim.y + group) * INTERIOR_SUMS;
+    float* out = arg.partials + ((long long)block * gridDim.y + unit) * INTERIOR_SUMS;
     UNROLL
     for (int tap = 0; tap < 25; tap++) out[tap * ENTRY + threadIdx.x] = total[tap];
     if (ci == 0) out[25 * ENTRY + slot] = bias;

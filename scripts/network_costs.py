@@ -5,11 +5,13 @@ packages are missing `scripts/network_costs.py [PARAGON [f32|bf16]]`.
 For every kind of operation `paragon plan --device cuda --json` states the least bytes, the multiply-adds, the workspaces and the launches. An
 operation takes the longer of its arithmetic and its bytes, and a pause for every launch:
   * arithmetic: two operations a multiply-add, at the share of the card's f32 peak in SHARES (docs/cuda.md derives those of convolutions). In a half
-    precision the operations in ON_TENSOR_CORES take TENSOR_SHARE of the tensor cores' rate instead; no card has shown that share yet;
+    precision the operations in ON_TENSOR_CORES take TENSOR_SHARE of the tensor cores' rate instead; no card has shown that share yet. The
+    reconstruction is counted as the one convolution that the kernels compute;
   * bytes: every input once, every output once, and every workspace once in each direction, at the bandwidth of a copy.
 Operations that a block runs again for its backward pass have their bytes and launches counted, but not their arithmetic. What a cache saves, and what a kernel reads more than once (halos, keys of a window), is not in the model.
 """
 import json
+import math
 import subprocess
 import sys
 import typing
@@ -38,8 +40,9 @@ PAUSE = 1.2
 # Share of the peak that an operation's arithmetic reaches; OTHER where nothing was derived.
 SHARES = {"conv 3x3": 0.68, "conv 3x3, backward": 0.63}
 OTHER = 0.5
-# Kinds of operations whose products run on tensor cores in half precision, but for convolutions of few channels.
-ON_TENSOR_CORES = ("conv 3x3", "conv 3x3, backward", "conv 1x1", "conv 1x1, backward", "window attention", "window attention, backward")
+# Kinds of operations whose products, and those of their backward passes, run on tensor cores in half precision, but for convolutions of few
+# channels.
+ON_TENSOR_CORES = ("conv 3x3", "conv 1x1", "window attention", "reconstruct")
 TENSOR_SHARE = 0.5
 
 
@@ -51,12 +54,25 @@ def work(paragon, network, precision, step):
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode or not done.stdout:
         return None, done.stderr.strip().splitlines()[-1:] or ["no reason was given"]
-    return json.loads(done.stdout)["work"], None
+    found = json.loads(done.stdout)["work"]
+    for kind in found["operations"]:
+        if kind["operation"].startswith("reconstruct"):
+            kind["multiply_adds"] = folded(kind, lq * lq * batch)
+    return found, None
+
+
+def folded(kind, pixels):
+    """Multiply-adds of the reconstruction at scale 2 as the kernels compute it: one 5x5 convolution to 16 values an LQ pixel. The plan states
+    those of up.0 and conv_out: 36 F^2 + 108 F a pixel for F features, and twice as many for the backward pass."""
+    passes = 2 if kind["operation"].endswith("backward") else 1
+    each = kind["multiply_adds"] / passes / pixels
+    features = (math.sqrt(108**2 + 4 * 36 * each) - 108) / (2 * 36)
+    return round(passes * pixels * 25 * 16 * features)
 
 
 def rate(operation, precision, card):
     """Operations a second of the arithmetic of a kind of operation."""
-    if precision != "f32" and operation in ON_TENSOR_CORES:
+    if precision != "f32" and operation.removesuffix(", backward") in ON_TENSOR_CORES:
         return TENSOR_SHARE * card.tensor_flops
     return SHARES.get(operation, OTHER) * card.flops
 

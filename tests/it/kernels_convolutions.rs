@@ -28,7 +28,7 @@ enum Function {
     Normalize,
 }
 
-const CASES: [(Shape, Function); 20] = [
+const CASES: [(Shape, Function); 23] = [
     ((1, 1, 1, 3, 20, 3, 1, 1), Function::None),
     ((2, 4, 7, 3, 7, 3, 1, 1), Function::Normalize),
     ((2, 5, 19, 20, 52, 3, 1, 1), Function::PRelu),
@@ -49,12 +49,15 @@ const CASES: [(Shape, Function); 20] = [
     ((1, 7, 19, 128, 40, 1, 1, 1), Function::Gelu),
     ((1, 17, 18, 36, 16, 1, 1, 1), Function::Leaky),
     ((1, 3, 11, 33, 300, 1, 1, 1), Function::Silu),
+    ((1, 27, 11, 70, 70, 3, 1, 70), Function::Silu),
+    ((2, 40, 5, 32, 32, 3, 3, 32), Function::None),
+    ((1, 9, 26, 17, 17, 7, 1, 17), Function::Relu),
 ];
 
 /// Whether the kernels with tensor cores compute a case. They round weights and activated inputs to
 /// the type of the activations.
 fn on_tensor_cores(case: usize, precision: Precision) -> bool {
-    precision != Precision::F32 && (matches!(case, 2 | 8) || case >= 11)
+    precision != Precision::F32 && (matches!(case, 2 | 8) || (11..20).contains(&case))
 }
 
 /// A plan of one convolution and its gradients.

@@ -72,7 +72,7 @@ fn fused(l: &mut Lowering<'_>, plan: &PlanData, at: usize) -> Result<bool> {
             l.begin(at + 1);
             conv::forward(l, conv, Some(unpack))?;
         }
-        (Op::Reconstruct(end), Op::PixelLoss(loss)) if reconstruct::is_tuned(end) => {
+        (Op::Reconstruct(end), Op::PixelLoss(loss)) => {
             reconstruct::forward(l, end, Some(loss))?;
             l.begin(at + 1);
             pixels::defer_loss(l, loss, reconstruct::loss_blocks(end))?;

@@ -171,31 +171,15 @@ impl CudaOperation for NanoBlockBack {
 
 impl CudaOperation for Reconstruct {
     fn check(&self) -> Result<()> {
-        if reconstruct::is_tuned(self) {
-            return Ok(());
-        }
-        plain::reconstruct::check(self)
-    }
-
-    fn workspace(&self, precision: Precision) -> u64 {
-        if reconstruct::is_tuned(self) {
-            return 0;
-        }
-        plain::reconstruct::workspace(self, precision)
+        reconstruct::check(self)
     }
 
     fn prepared(&self, precision: Precision) -> u64 {
-        if reconstruct::is_tuned(self) {
-            return reconstruct::folded_bytes(self, precision);
-        }
-        0
+        reconstruct::folded_bytes(self, precision)
     }
 
     fn lower(&self, l: &mut Lowering<'_>) -> Result<()> {
-        if reconstruct::is_tuned(self) {
-            return reconstruct::forward(l, self, None);
-        }
-        plain::reconstruct::lower(l, self)
+        reconstruct::forward(l, self, None)
     }
 }
 
@@ -204,18 +188,12 @@ impl CudaOperation for ReconstructBack {
         self.forward.check()
     }
 
-    fn workspace(&self, precision: Precision) -> u64 {
-        if reconstruct::is_tuned(&self.forward) {
-            return reconstruct::workspace(self);
-        }
-        plain::reconstruct::workspace_back(self, precision)
+    fn workspace(&self, _: Precision) -> u64 {
+        reconstruct::workspace(self)
     }
 
     fn carry(&self) -> u64 {
-        if reconstruct::is_tuned(&self.forward) {
-            return 8 * reconstruct::sum_count(self) as u64;
-        }
-        plain::reconstruct::carry(self)
+        8 * reconstruct::sum_count(self) as u64
     }
 
     fn prepared(&self, precision: Precision) -> u64 {
@@ -224,14 +202,11 @@ impl CudaOperation for ReconstructBack {
 
     /// As for [`ConvBack`].
     fn defers_sums(&self) -> bool {
-        self.slice.last && reconstruct::is_tuned(&self.forward)
+        self.slice.last
     }
 
     fn lower(&self, l: &mut Lowering<'_>) -> Result<()> {
-        if reconstruct::is_tuned(&self.forward) {
-            return reconstruct::backward(l, self);
-        }
-        plain::reconstruct::lower_back(l, self)
+        reconstruct::backward(l, self)
     }
 }
 

@@ -1,4 +1,5 @@
-//! Lowering of the reconstruction, base + gain x conv_out(shuffle(up.0)), and its gradients:
+//! Lowering of the reconstruction, base + gain x conv_out(shuffle(up.0)), and its gradients, for any
+//! multiple of 16 features:
 //! kernels/reconstruct.cu and kernels/folded_conv.cuh. Depends on the lowering's state, the sums
 //! and the pixel losses, which it can compute on its way.
 
@@ -29,6 +30,16 @@ fn groups(o: &Reconstruct) -> usize {
     (o.scale * o.scale).div_ceil(4)
 }
 
+/// Chunks of [`FEATURES`] features, which the kernels take one after another.
+fn chunks(o: &Reconstruct) -> usize {
+    o.features / FEATURES
+}
+
+/// Units of the folded convolution: a group of slots and a chunk of features each.
+fn units(o: &Reconstruct) -> usize {
+    groups(o) * chunks(o)
+}
+
 /// Bytes of the folded convolution: f32 and, with half precision, the operands of both passes.
 pub(super) fn folded_bytes(o: &Reconstruct, precision: Precision) -> u64 {
     let operands = if precision == Precision::F32 {
@@ -36,12 +47,12 @@ pub(super) fn folded_bytes(o: &Reconstruct, precision: Precision) -> u64 {
     } else {
         2 * ENTRIES * FRAGMENT * 16
     };
-    (groups(o) * (4 * GROUP_SUMS + operands)) as u64
+    (units(o) * (4 * GROUP_SUMS + operands)) as u64
 }
 
 /// Sums of one block over all pixels, and of one over the pixels of edges.
 fn sum_counts(o: &Reconstruct) -> (usize, usize) {
-    (groups(o) * INTERIOR_SUMS, groups(o) * 4 * EDGE_SUMS)
+    (units(o) * INTERIOR_SUMS, units(o) * 4 * EDGE_SUMS)
 }
 
 /// Sums that are carried from slice to slice.
@@ -50,12 +61,12 @@ pub(super) fn sum_count(o: &ReconstructBack) -> usize {
     interior + edges
 }
 
-/// Blocks that each have a partial sum of all pixels, and of edges; where there are several groups
-/// of slots, each group has its share of the blocks.
+/// Blocks that each have a partial sum of all pixels, and of edges; where there are several units,
+/// each has its share of the blocks.
 fn sum_blocks(o: &Reconstruct) -> (usize, usize) {
     let e = o.extent;
     let strips = e.n * e.h.max(e.w).div_ceil(16);
-    let blocks = tiles(e).min((limits::most_sum_blocks() / groups(o)).max(1));
+    let blocks = tiles(e).min((limits::most_sum_blocks() / units(o)).max(1));
     // one edge a block
     (blocks, strips.min(blocks.div_ceil(4)))
 }
@@ -69,16 +80,14 @@ pub(super) fn workspace(o: &ReconstructBack) -> u64 {
         + 8 * interior as u64
 }
 
-/// Whether the kernels of this file compute a reconstruction; [`super::plain`] has those for other
-/// numbers of features.
-pub(super) fn is_tuned(o: &Reconstruct) -> bool {
-    o.features == FEATURES
-}
-
-fn check(o: &Reconstruct) -> Result<()> {
+/// Checks that there are kernels for the shape.
+///
+/// # Errors
+/// When there are none.
+pub(super) fn check(o: &Reconstruct) -> Result<()> {
     ensure!(
-        o.features == FEATURES,
-        "the CUDA kernels of the reconstruction take {FEATURES} features, not {}",
+        o.features.is_multiple_of(FEATURES),
+        "the CUDA kernels of the reconstruction take multiples of {FEATURES} features, not {}",
         o.features
     );
     ensure!(
@@ -175,6 +184,7 @@ pub(super) fn forward(
         l1: terms.l1,
         charbonnier: terms.charbonnier,
         mse: terms.mse,
+        chunks: int(chunks(o))?,
     };
     let shared = forward_bytes(l.half_precision());
     let kernel = if l.half_precision() && o.scale == 2 {
@@ -198,9 +208,10 @@ fn fold(l: &mut Lowering<'_>, o: &Reconstruct, folded: BufferId) -> Result<()> {
         parameters: parameters(l, o),
         folded: l.folded(folded),
         scale: int(o.scale)?,
+        chunks: int(chunks(o))?,
     };
     let shape = Shape {
-        grid: [ENTRIES + 1, groups(o), 1],
+        grid: [ENTRIES + 1, units(o), 1],
         shared: 0,
     };
     l.launch_early(&FOLD_CONV, shape, arguments)
@@ -268,7 +279,7 @@ pub(super) fn base_back(l: &mut Lowering<'_>, o: &ReconstructBack) -> Result<()>
 /// else in two.
 fn passes(l: &mut Lowering<'_>, o: &ReconstructBack, sums: &Sums, edge_sums: &Sums) -> Result<()> {
     let f = &o.forward;
-    let (half, groups) = (l.half_precision(), groups(f));
+    let half = l.half_precision();
     let arguments = ReconstructBackArguments {
         folded: l.folded(folded_buffer(f)?),
         gain: l.parameter(f.parameters, f.gain.offset),
@@ -283,6 +294,7 @@ fn passes(l: &mut Lowering<'_>, o: &ReconstructBack, sums: &Sums, edge_sums: &Su
         scale: int(f.scale)?,
         part: PART_DATA | PART_SUMS,
         edge_blocks: int(edge_sums.blocks)?,
+        chunks: int(chunks(f))?,
     };
     let tile = tile_bytes(half);
     // operands of all slots, or f32 weights of four at a time
@@ -291,29 +303,34 @@ fn passes(l: &mut Lowering<'_>, o: &ReconstructBack, sums: &Sums, edge_sums: &Su
     } else {
         tile + 25 * FEATURES * 16
     };
-    if half && groups == 1 {
-        let shape = Shape::of(sums.blocks, with_weights);
+    let sums_shape = |shared: usize| Shape {
+        grid: [sums.blocks, units(f), 1],
+        shared,
+    };
+    if half && f.scale == 2 {
+        let shape = sums_shape(with_weights);
         return l.launch(&RECONSTRUCT_BACK_X2, shape, arguments);
     }
     let data = ReconstructBackArguments {
         part: PART_DATA,
         ..arguments
     };
-    l.launch_persistent(&RECONSTRUCT_BACK, tiles(f.extent), with_weights, data)?;
+    let shape = Shape {
+        grid: [tiles(f.extent), chunks(f), 1],
+        shared: with_weights,
+    };
+    l.launch(&RECONSTRUCT_BACK, shape, data)?;
     let only_sums = ReconstructBackArguments {
         part: PART_SUMS,
         ..arguments
     };
     // f32 sums have the 16 slots of the tile's gradients beside its features
-    let shape = Shape {
-        grid: [sums.blocks, groups, 1],
-        shared: if half {
-            2 * tile
-        } else {
-            tile + tile_pixels(0) * 16 * 4
-        },
+    let shared = if half {
+        2 * tile
+    } else {
+        tile + tile_pixels(0) * 16 * 4
     };
-    l.launch(&RECONSTRUCT_BACK, shape, only_sums)
+    l.launch(&RECONSTRUCT_BACK, sums_shape(shared), only_sums)
 }
 
 /// From the totals to the gradients of both convolutions and the gain. Nothing of the micro-batch
@@ -335,6 +352,7 @@ fn unfold(l: &mut Lowering<'_>, o: &ReconstructBack, sums: &Sums, edge_sums: &Su
         },
         scalars: l.scalars()?,
         scale: int(f.scale)?,
+        chunks: int(chunks(f))?,
     };
     // weights of up.0, a warp for each of conv_out's, biases, the gain
     let blocks = f.up_weight.len.div_ceil(256) + f.weight.len / 8 + 2;

@@ -242,11 +242,11 @@ c_structs! {
 
     /// The two convolutions of the reconstruction and its gain.
     struct ReconstructParameters {
-        /// up.0's weights `[16 x scale^2][16][3][3]`
+        /// up.0's weights `[features x scale^2][features][3][3]`
         up_weight: *const Parameter,
-        /// `[16 x scale^2]`
+        /// `[features x scale^2]`
         up_bias: *const Parameter,
-        /// conv_out's weights `[3][16][3][3]`
+        /// conv_out's weights `[3][features][3][3]`
         weight: *const Parameter,
         /// `[3]`
         bias: *const Parameter,
@@ -267,19 +267,22 @@ c_structs! {
 
     struct FoldConvArguments {
         parameters: ReconstructParameters,
-        /// `[groups][GROUP_SUMS]`; with half precision followed by `[groups][2][ENTRIES][FRAGMENT]`
-        /// 16-byte words of tensor core operands.
+        /// `[units][GROUP_SUMS]`; with half precision followed by `[units][2][ENTRIES][FRAGMENT]`
+        /// 16-byte words of tensor core operands. A unit is a group of slots and a chunk of FEATURES
+        /// features.
         folded: *mut Folded,
         scale: i32,
+        /// Features / FEATURES.
+        chunks: i32,
     }
     kernels {
         FOLD_CONV = fold_conv [BLOCK_THREADS, BLOCK_THREADS];
     }
 
     struct UnfoldGradientsArguments {
-        /// `[groups][INTERIOR_SUMS]`
+        /// `[units][INTERIOR_SUMS]`
         interior: *const f64,
-        /// `[groups][4][EDGE_SUMS]`
+        /// `[units][4][EDGE_SUMS]`
         edges: *const f64,
         parameters: ReconstructParameters,
         /// As fold_conv made it.
@@ -287,6 +290,8 @@ c_structs! {
         gradients: ReconstructGradients,
         scalars: *const DeviceScalars,
         scale: i32,
+        /// Features / FEATURES.
+        chunks: i32,
     }
     kernels {
         UNFOLD_GRADIENTS = unfold_gradients [BLOCK_THREADS, BLOCK_THREADS];
@@ -299,7 +304,7 @@ c_structs! {
         gain: *const Parameter,
         /// The network's input `[images][h][w][3]`, which the base is made of.
         input: *const f32,
-        /// `[images][h][w][16]`
+        /// `[images][h][w][features]`
         features: *const Act,
         /// `[images][h x scale][w x scale][3]`: the prediction; less its target where that is
         /// given; the gradient of the losses where `loss_partials` are given.
@@ -326,6 +331,8 @@ c_structs! {
         charbonnier: f32,
         /// Weight of the MSE loss.
         mse: f32,
+        /// Features / FEATURES.
+        chunks: i32,
     }
     kernels {
         RECONSTRUCT = reconstruct [BLOCK_THREADS, BLOCK_THREADS];
@@ -338,15 +345,15 @@ c_structs! {
         folded: *const Folded,
         /// `[1]`; half precision has the gain in its operands and does not read it.
         gain: *const Parameter,
-        /// `[images][h][w][16]`
+        /// `[images][h][w][features]`
         features: *const Act,
         /// `[images][h x scale][w x scale][3]`
         d_output: *const f32,
-        /// `[images][h][w][16]`
+        /// `[images][h][w][features]`
         d_features: *mut Act,
-        /// `[blocks][groups][INTERIOR_SUMS]`
+        /// `[blocks][units][INTERIOR_SUMS]`
         partials: *mut Partial,
-        /// `[edge_blocks][groups][4][EDGE_SUMS]`
+        /// `[edge_blocks][units][4][EDGE_SUMS]`
         edge_partials: *mut Partial,
         images: i32,
         h: i32,
@@ -355,6 +362,8 @@ c_structs! {
         /// PART_DATA, PART_SUMS or both.
         part: i32,
         edge_blocks: i32,
+        /// Features / FEATURES.
+        chunks: i32,
     }
     kernels {
         RECONSTRUCT_BACK = reconstruct_back [BLOCK_THREADS, BACK_THREADS];

@@ -58,7 +58,7 @@ impl Sizing for CudaSizing {
     fn supports(&self, op: &Op) -> Result<()> {
         self.check(op).with_context(|| {
             format!(
-                "CUDA cannot run the operation \"{}\" of this network; --device cpu trains it",
+                "CUDA cannot run the operation \"{}\" of this network; --device cpu computes it",
                 op.label()
             )
         })

@@ -141,15 +141,7 @@ fn key_floats(o: &TokenAttention) -> usize {
 /// The gradients of the keys, and of the values, as the weight gradients of 1x1 convolutions: from a
 /// query to the gradients of its scores, and from the weights of a pixel to its gradient.
 fn gradients(o: &TokenAttention) -> [ConvShape; 2] {
-    let of = |cin, cout| ConvShape {
-        extent: o.extent,
-        cin,
-        cout,
-        kernel: 1,
-        dilation: 1,
-        groups: 1,
-        matrix: false,
-    };
+    let of = |cin, cout| ConvShape::pointwise(o.extent, cin, cout);
     [of(HEAD, o.tokens()), of(o.tokens(), o.channels)]
 }
 

@@ -2,6 +2,7 @@
 //! [`super::matrix_conv`] serves go there.
 
 use super::super::arguments::{Act, Address, Parameter, Partial};
+use super::super::constants::BLOCK_THREADS;
 use super::super::launch::Shape;
 use super::super::limits::{MOST_SHARED, most_sum_blocks};
 use super::super::lowering::{Lowering, int};
@@ -25,6 +26,10 @@ const SHARED_GOAL: usize = 24 << 10;
 const WEIGHT_TILE: (usize, usize) = (4, 16);
 /// Units of 16 inputs that a block of the weight gradients sums.
 const MOST_UNITS: usize = 9;
+/// Most channels of a block of the weight gradients of a depthwise convolution, and rows of the strips
+/// that its threads walk down.
+const MOST_GROUP: usize = 64;
+const STRIP_ROWS: usize = 12;
 /// Inputs that a block of the weight gradients of a 1x1 convolution takes.
 const POINTWISE_INPUTS: usize = 64;
 
@@ -85,6 +90,19 @@ fn outputs_of_a_block(outputs: usize, unit: usize, most: usize) -> usize {
 }
 
 impl ConvShape {
+    /// A dense 1x1 convolution without tensor cores.
+    pub fn pointwise(extent: Extent, cin: usize, cout: usize) -> ConvShape {
+        ConvShape {
+            extent,
+            cin,
+            cout,
+            kernel: 1,
+            dilation: 1,
+            groups: 1,
+            matrix: false,
+        }
+    }
+
     fn taps(&self) -> usize {
         self.kernel * self.kernel
     }
@@ -160,15 +178,29 @@ impl ConvShape {
             return self.matrix_splits();
         }
         if self.is_depthwise() {
-            let parts = self.cin.div_ceil(16) * self.taps().div_ceil(MOST_UNITS);
-            let pixels = self.extent.pixels().div_ceil(16);
-            return (most_sum_blocks() / parts).clamp(1, pixels);
+            let d = self.depthwise_sums();
+            return (most_sum_blocks() / d.parts).clamp(1, d.strips);
         }
         let s = self.weight_tiles();
         let parts = self.groups * s.output_tiles * s.input_tiles * s.chunks;
         let e = self.extent;
         let tiles = e.n * e.h.div_ceil(WEIGHT_TILE.0) * e.w.div_ceil(WEIGHT_TILE.1);
         (most_sum_blocks() / parts).clamp(1, tiles)
+    }
+
+    /// How the weight gradients of a depthwise convolution are divided among blocks.
+    fn depthwise_sums(&self) -> DepthwiseSums {
+        let channels = self.cin.next_multiple_of(2);
+        let groups = channels.div_ceil(MOST_GROUP);
+        let group = (channels / 2).div_ceil(groups) * 2;
+        let columns = BLOCK_THREADS / (group / 2);
+        let e = self.extent;
+        let lines = e.h.div_ceil(self.dilation);
+        DepthwiseSums {
+            group,
+            parts: groups * self.kernel.div_ceil(3).pow(2),
+            strips: e.n * self.dilation * lines.div_ceil(STRIP_ROWS) * e.w.div_ceil(columns),
+        }
     }
 
     fn weight_tiles(&self) -> WeightTiles {
@@ -195,6 +227,16 @@ impl ConvShape {
     pub fn sum_bytes(&self) -> usize {
         sum_bytes(self.sum_count(), self.splits())
     }
+}
+
+/// How `plain_depthwise_weights` is divided.
+struct DepthwiseSums {
+    /// Channels of a block.
+    group: usize,
+    /// Blocks for all channels and taps.
+    parts: usize,
+    /// Strips of pixels, which blocks share.
+    strips: usize,
 }
 
 /// How a block of `plain_conv_weights` is shaped.
@@ -387,7 +429,9 @@ pub(super) fn weight_sums(
     let e = c.extent;
     let (images, h, w) = (int(e.n)?, int(e.h)?, int(e.w)?);
     if c.is_depthwise() {
-        let chunks = c.taps().div_ceil(MOST_UNITS);
+        let d = c.depthwise_sums();
+        // a block's number of a strip goes one round past the last one
+        int(d.strips + sums.blocks)?;
         let arguments = PlainDepthwiseWeightsArguments {
             input,
             d_output,
@@ -399,15 +443,11 @@ pub(super) fn weight_sums(
             channels: int(c.cin)?,
             kernel: int(c.kernel)?,
             dilation: int(c.dilation)?,
-            chunks: int(chunks)?,
+            group: int(d.group)?,
             splits: int(sums.blocks)?,
         };
-        let blocks = sums.blocks * chunks * c.cin.div_ceil(16);
-        l.launch(
-            &PLAIN_DEPTHWISE_WEIGHTS,
-            Shape::of(blocks, 4 * 256),
-            arguments,
-        )?;
+        let shape = Shape::of(sums.blocks * d.parts, 8 * BLOCK_THREADS);
+        l.launch(&PLAIN_DEPTHWISE_WEIGHTS, shape, arguments)?;
         return Ok(sums);
     }
     let t = c.weight_tiles();

@@ -6,9 +6,8 @@
 //! A plain operation is one launch, or a few over a workspace that its `workspace` counts. Sums over
 //! pixels are partial sums of at most [`most_sum_blocks`](super::limits::most_sum_blocks) blocks, which
 //! `reduce_sums` adds up right after the launch, so the workspace is free again for the next
-//! operation. An operation that is a composition (the block of Stream, the reconstruction of more
-//! than 16 features) calls the functions that the plain convolutions are lowered with. Dense 3x3 and
-//! 1x1 convolutions in half precision have kernels for tensor cores (`matrix_conv.rs`).
+//! operation. An operation that is a composition (the block of Stream) calls the functions that the
+//! plain convolutions are lowered with. Dense 3x3 and 1x1 convolutions in half precision have kernels for tensor cores (`matrix_conv.rs`).
 //! kernels/plain.cuh says how such a kernel is written.
 
 mod attention;
@@ -17,7 +16,6 @@ pub(super) mod conv;
 mod matrix_conv;
 mod matrix_signatures;
 mod norm;
-pub(super) mod reconstruct;
 mod signatures;
 mod stream;
 mod values;

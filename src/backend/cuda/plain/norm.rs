@@ -1,6 +1,7 @@
 //! RMSNorm and channel attention (kernels/plain_norm.cu).
 
 use super::super::arguments::{Address, Partial};
+use super::super::constants::BLOCK_THREADS;
 use super::super::launch::Shape;
 use super::super::limits::{MOST_SHARED, most_sum_blocks};
 use super::super::lowering::{Lowering, int};
@@ -8,11 +9,10 @@ use super::super::operation::CudaOperation;
 use super::super::reduce::{self, Finish};
 use super::signatures::{
     PLAIN_CHANNEL_FACTORS, PLAIN_CHANNEL_SCALE, PLAIN_CHANNEL_SUMS, PLAIN_RMS_NORM,
-    PLAIN_RMS_NORM_BACK, PLAIN_RMS_NORM_SUMS, PlainChannelFactorsArguments,
-    PlainChannelScaleArguments, PlainChannelSumsArguments, PlainRmsNormArguments,
-    PlainRmsNormBackArguments,
+    PLAIN_RMS_NORM_BACK, PlainChannelFactorsArguments, PlainChannelScaleArguments,
+    PlainChannelSumsArguments, PlainRmsNormArguments, PlainRmsNormBackArguments,
 };
-use super::{ALIGNMENT, SumSpace, channel_sum_bytes, check_stride, piece_blocks, sum_bytes};
+use super::{ALIGNMENT, SumSpace, channel_sum_bytes, check_stride, piece, piece_blocks, sum_bytes};
 use crate::plan::{
     BufferId, ChannelAttention, ChannelAttentionBack, Extent, Precision, RmsNorm, RmsNormBack,
 };
@@ -20,10 +20,19 @@ use anyhow::{Result, ensure};
 
 /// Pixels that a block of the RMSNorm takes at a time.
 const NORM_PIXELS: usize = 32;
+/// Pixels that a thread of the backward pass has at a time.
+const THREAD_PIXELS: usize = 2;
+/// Most channels of a pixel: a warp has 32 pieces, of four values in f32.
+const MOST_NORM_CHANNELS: usize = 128;
 
 impl CudaOperation for RmsNorm {
     fn check(&self) -> Result<()> {
-        check_stride(self.stride())
+        ensure!(
+            self.stride() <= MOST_NORM_CHANNELS,
+            "RMSNorm of {} channels; the CUDA kernels take up to {MOST_NORM_CHANNELS}",
+            self.channels
+        );
+        Ok(())
     }
 
     fn lower(&self, l: &mut Lowering<'_>) -> Result<()> {
@@ -47,14 +56,15 @@ impl CudaOperation for RmsNorm {
     }
 }
 
-/// Blocks that sum the gradients of scale and bias.
-fn norm_blocks(o: &RmsNorm, precision: Precision) -> usize {
-    piece_blocks(o.extent, o.stride(), precision, true)
+/// Lanes that share a pixel of the backward pass: one for each of its pieces.
+fn norm_lanes(o: &RmsNorm, precision: Precision) -> usize {
+    (o.stride() / piece(precision)).next_power_of_two()
 }
 
-/// Bytes of the inverse root of every pixel.
-fn root_bytes(e: Extent) -> usize {
-    (4 * e.pixels()).next_multiple_of(ALIGNMENT)
+/// Blocks of the backward pass, which sum the gradients of scale and bias.
+fn norm_blocks(o: &RmsNorm, precision: Precision) -> usize {
+    let pixels = THREAD_PIXELS * BLOCK_THREADS / norm_lanes(o, precision);
+    o.extent.pixels().div_ceil(pixels).min(most_sum_blocks())
 }
 
 impl CudaOperation for RmsNormBack {
@@ -64,8 +74,7 @@ impl CudaOperation for RmsNormBack {
 
     fn workspace(&self, precision: Precision) -> u64 {
         let f = &self.forward;
-        let sums = sum_bytes(2 * f.channels, norm_blocks(f, precision));
-        (root_bytes(f.extent) + sums) as u64
+        sum_bytes(2 * f.channels, norm_blocks(f, precision)) as u64
     }
 
     fn carry(&self) -> u64 {
@@ -76,7 +85,7 @@ impl CudaOperation for RmsNormBack {
         let (f, precision) = (&self.forward, l.plan.precision);
         let (e, padded) = (f.extent, f.padded);
         let workspace = l.workspace(self.workspace)?;
-        let mut space = SumSpace::new(workspace, root_bytes(e), self.slice);
+        let mut space = SumSpace::new(workspace, 0, self.slice);
         let sums = space.sums(l, 2 * f.channels, norm_blocks(f, precision));
         let d_input = self.d_input;
         let arguments = PlainRmsNormBackArguments {
@@ -84,7 +93,6 @@ impl CudaOperation for RmsNormBack {
             d_output: l.activations(self.d_output),
             d_input: d_input.map_or(Address::NULL, |d| l.activations(d.buffer)),
             scale: l.parameter(f.parameters, f.scale.offset),
-            roots: l.floats(workspace),
             partials: sums.partials,
             images: int(e.n)?,
             h: int(e.h)?,
@@ -95,12 +103,10 @@ impl CudaOperation for RmsNormBack {
             stride: int(f.stride())?,
             epsilon: f.epsilon,
             add: d_input.is_some_and(|d| d.add).into(),
-            reserved: 0,
+            lanes: int(norm_lanes(f, precision))?,
         };
-        let blocks = e.pixels().div_ceil(NORM_PIXELS);
-        l.launch_persistent(&PLAIN_RMS_NORM_BACK, blocks, 0, arguments)?;
         let shape = Shape::of(sums.blocks, channel_sum_bytes(precision));
-        l.launch(&PLAIN_RMS_NORM_SUMS, shape, arguments)?;
+        l.launch(&PLAIN_RMS_NORM_BACK, shape, arguments)?;
         let first = reduce::contiguous(&[f.scale, f.bias])?;
         let to = Finish::Gradients(l.gradient(self.gradients, first));
         space.finish(l, &[(sums, to)])

@@ -182,9 +182,9 @@ c_structs! {
         channels: i32,
         kernel: i32,
         dilation: i32,
-        /// Blocks for the taps.
-        chunks: i32,
-        /// Blocks that share the pixels.
+        /// Channels of a block, an even number.
+        group: i32,
+        /// Blocks that share the strips of pixels.
         splits: i32,
     }
     kernels {
@@ -448,46 +448,6 @@ c_structs! {
         COMPOSE_CONV_BACK = compose_conv_back [BLOCK_THREADS, BLOCK_THREADS];
     }
 
-    struct PlainBaseArguments {
-        /// The network's input `[images][h][w][3]`.
-        input: *const f32,
-        /// `[images][h x scale][w x scale][3]`: detail, to which the base is added.
-        output: *mut f32,
-        /// HR patches of a staged batch that are subtracted, or null.
-        target: *const u8,
-        /// `[images]`, or null.
-        codes: *const Code,
-        images: i32,
-        h: i32,
-        w: i32,
-        scale: i32,
-        /// Strength of the base's sharpening; 0 for none.
-        alpha: f32,
-        reserved: i32,
-    }
-    kernels {
-        PLAIN_BASE = plain_base [BLOCK_THREADS, BLOCK_THREADS];
-    }
-
-    struct PlainGainArguments {
-        /// `[count]`: sums of d_output x features at HR, and of d_output.
-        totals: *const f64,
-        /// `[count]`: weights and biases of conv_out.
-        parameters: *const Parameter,
-        /// `[1]`
-        gain: *const Parameter,
-        /// `[count]`
-        gradients: *mut Gradient,
-        /// `[1]`
-        d_gain: *mut Gradient,
-        scalars: *const DeviceScalars,
-        count: i32,
-        reserved: i32,
-    }
-    kernels {
-        PLAIN_GAIN = plain_gain [BLOCK_THREADS, BLOCK_THREADS];
-    }
-
     struct PlainRmsNormArguments {
         /// `[images][h][w][stride]`
         input: *const Act,
@@ -519,8 +479,6 @@ c_structs! {
         d_input: *mut Act,
         /// `[channels]`
         scale: *const Parameter,
-        /// `[images][h][w]`
-        roots: *mut f32,
         /// `[blocks][2][channels]`
         partials: *mut Partial,
         images: i32,
@@ -533,11 +491,11 @@ c_structs! {
         epsilon: f32,
         /// 1: added to what is there.
         add: i32,
-        reserved: i32,
+        /// Lanes that share a pixel, a power of two up to 32.
+        lanes: i32,
     }
     kernels {
         PLAIN_RMS_NORM_BACK = plain_rms_norm_back [BLOCK_THREADS, BLOCK_THREADS];
-        PLAIN_RMS_NORM_SUMS = plain_rms_norm_sums [BLOCK_THREADS, BLOCK_THREADS];
     }
 
     struct PlainChannelSumsArguments {

@@ -45,15 +45,7 @@ impl BlockShapes {
             matrix: false,
         };
         let pointwise = |cin, cout| {
-            let plain = ConvShape {
-                extent: o.extent,
-                cin,
-                cout,
-                kernel: 1,
-                dilation: 1,
-                groups: 1,
-                matrix: false,
-            };
+            let plain = ConvShape::pointwise(o.extent, cin, cout);
             let matrix = matrix_conv::serves(&plain, None, precision);
             ConvShape { matrix, ..plain }
         };
