@@ -22,7 +22,9 @@ run() { # NAME THREADS [LAUNCHER ...]
     --val none --threads "$threads" --quiet >"$temporary/$name.txt" 2>&1 || { cat "$temporary/$name.txt" >&2; exit 1; }
 }
 
-case $("$mpirun" --version 2>&1) in
+version=$("$mpirun" --version 2>&1 || true)
+case $(basename "$mpirun")$version in
+  torchrun*) ranks=("$mpirun" --standalone --nproc-per-node 2 --no-python) ;;
   *"Open MPI"* | *OpenRTE*) ranks=("$mpirun" --oversubscribe --bind-to core -n 2) ;;
   *) ranks=("$mpirun" -bind-to core -n 2) ;;
 esac
