@@ -441,8 +441,7 @@ impl Post {
         // A process that was suspended must not blame the others for the time it has missed.
         let passed = self.last_turn.elapsed().min(WORD_INTERVAL);
         self.last_turn = Instant::now();
-        let stop = self.shown.stop.get();
-        if self.word == Word::Alive && stop.is_some_and(|stop| stop.load(Ordering::Relaxed)) {
+        if self.word == Word::Alive && self.is_stopping() {
             self.word = Word::Stopping;
             self.last_words = None;
         }
@@ -463,18 +462,26 @@ impl Post {
             self.troubled(RankError::Lost {
                 names: lost.iter().map(|&rank| self.name(rank)).collect(),
                 seconds: limit.as_secs(),
-                stopping: self.word == Word::Stopping,
+                stopping: self.is_stopping(),
             });
         }
         self.hear_failures();
         Ok(())
     }
 
-    /// The longest silence of a rank that is accepted.
+    /// Whether the training was asked to stop, here or at another rank.
+    fn is_stopping(&self) -> bool {
+        let stop = self.shown.stop.get();
+        stop.is_some_and(|stop| stop.load(Ordering::Relaxed))
+    }
+
+    /// The longest silence of a rank that is accepted. After a stop it stays short while this rank
+    /// leaves, which it says with another word.
     fn limit(&self) -> Duration {
-        match self.word {
-            Word::Stopping => self.timeout.min(STOPPING),
-            _ => self.timeout,
+        if self.is_stopping() {
+            self.timeout.min(STOPPING)
+        } else {
+            self.timeout
         }
     }
 
