@@ -111,11 +111,12 @@ fn any_number_of_ranks_gives_the_bits_of_one() {
 #[test]
 fn a_rank_that_dies_leaves_a_run_that_is_started_again() {
     let (dir, set) = set();
-    let out = dir.path().join("run");
     let store = Store::start();
+    let run = |waits: bool| dir.path().join(if waits { "run" } else { "at once" });
     // At once, when the dead rank's part of an iteration may be there, which is then saved; and when
     // rank 0 waits for the next part.
     for waits in [false, true] {
+        let out = run(waits);
         let mut ranks = endless(&store, &set, &out, &[]);
         kill(ranks.pop().unwrap());
         let newest = || saved(&out).pop();
@@ -133,6 +134,7 @@ fn a_rank_that_dies_leaves_a_run_that_is_started_again() {
         ran.refused(1, &["nothing was heard from rank 1 (", "asked to stop"]);
     }
     assert!(!store.keys().is_empty());
+    let out = run(true);
     let total = (iteration(&saved(&out).pop().unwrap()) + 3).to_string();
     let flags = [("--iterations", total.as_str()), ("--accum-iter", "2")];
     for ran in end(start(&store, 2, &words(&set, &out, &flags))) {
