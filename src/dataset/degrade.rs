@@ -247,6 +247,7 @@ impl Resampler {
             let buffer = bytemuck::cast_slice_mut(&mut self.between);
             let mut between = TypedImage::<P>::from_buffer(width, h, buffer)?;
             self.resizer.resize_typed(&source, &mut between, &options)?;
+            // a source of the same type, for which the library's loops are compiled already
             let between = TypedImageRef::new(width, h, between.pixels())?;
             self.resizer.resize_typed(&between, &mut target, &options)?;
             if 2 * self.between.capacity() > KEPT_BYTES {

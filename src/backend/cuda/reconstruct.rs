@@ -258,7 +258,7 @@ pub(super) fn backward(l: &mut Lowering<'_>, o: &ReconstructBack) -> Result<()> 
 }
 
 /// Lowers the gradient of the input through the base, if it is wanted.
-pub(super) fn base_back(l: &mut Lowering<'_>, o: &ReconstructBack) -> Result<()> {
+fn base_back(l: &mut Lowering<'_>, o: &ReconstructBack) -> Result<()> {
     let (f, Some(d_input)) = (&o.forward, o.d_input) else {
         return Ok(());
     };
