@@ -20,6 +20,8 @@ pub enum RankError {
         name: String,
         /// Its error.
         text: String,
+        /// The code with which it exits, and all other ranks with it.
+        code: u8,
     },
     /// Another rank has ended while this one still needed it.
     Left {
@@ -31,6 +33,15 @@ pub enum RankError {
 }
 
 impl RankError {
+    /// The code with which a rank exits that ends with an error: that of the rank that failed first. Launchers
+    /// combine the codes of all ranks, each in its own way.
+    pub fn exit_code(error: &anyhow::Error) -> u8 {
+        match RankError::of(error) {
+            Some(RankError::Failed { code, .. }) => *code,
+            _ => 1,
+        }
+    }
+
     /// The error among the causes of another one.
     pub fn of(error: &anyhow::Error) -> Option<&RankError> {
         error.chain().find_map(|cause| cause.downcast_ref())

@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 
 /// Values of a word: its kind and a text.
 const WORD_VALUES: usize = 1024;
+/// Bytes of a word before its text: the kind, the length of the text, the exit code.
+const WORD_HEAD: usize = 6;
 /// Time between two words to a rank.
 const WORD_INTERVAL: Duration = Duration::from_secs(1);
 /// How long the thread sleeps while nothing is exchanged.
@@ -39,7 +41,7 @@ enum Word {
     Alive,
     /// It was asked to stop.
     Stopping,
-    Failed(String),
+    Failed(Failure),
     /// It needs nothing any more.
     Left {
         /// Whether it has given up no exchange, whose messages could still be on their way.
@@ -47,34 +49,47 @@ enum Word {
     },
 }
 
+/// What a rank that has failed says.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Failure {
+    /// Its error.
+    text: String,
+    /// The code with which it exits.
+    code: u8,
+}
+
 impl Word {
     fn values(&self) -> Vec<f32> {
         let mut values = vec![0f32; WORD_VALUES];
         let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut values);
-        let (kind, text) = match self {
-            Word::Alive => (0, ""),
-            Word::Stopping => (4, ""),
-            Word::Failed(text) => (1, text.as_str()),
-            Word::Left { whole: true } => (2, ""),
-            Word::Left { whole: false } => (3, ""),
+        let (kind, text, code) = match self {
+            Word::Alive => (0, "", 0),
+            Word::Stopping => (4, "", 0),
+            Word::Failed(Failure { text, code }) => (1, text.as_str(), *code),
+            Word::Left { whole: true } => (2, "", 0),
+            Word::Left { whole: false } => (3, "", 0),
         };
-        let mut length = (bytes.len() - 5).min(text.len());
+        let mut length = (bytes.len() - WORD_HEAD).min(text.len());
         while !text.is_char_boundary(length) {
             length -= 1;
         }
         bytes[0] = kind;
         bytes[1..5].copy_from_slice(&(length as u32).to_le_bytes());
-        bytes[5..5 + length].copy_from_slice(&text.as_bytes()[..length]);
+        bytes[5] = code;
+        bytes[WORD_HEAD..WORD_HEAD + length].copy_from_slice(&text.as_bytes()[..length]);
         values
     }
 
     fn read(values: &[f32]) -> Word {
         let bytes: &[u8] = bytemuck::cast_slice(values);
         let length = u32::from_le_bytes([bytes[1], bytes[2], bytes[3], bytes[4]]) as usize;
-        let text = bytes.get(5..5 + length).unwrap_or_default();
+        let text = bytes.get(WORD_HEAD..WORD_HEAD + length);
         match bytes[0] {
             0 => Word::Alive,
-            1 => Word::Failed(String::from_utf8_lossy(text).into_owned()),
+            1 => Word::Failed(Failure {
+                text: String::from_utf8_lossy(text.unwrap_or_default()).into_owned(),
+                code: bytes[5],
+            }),
             4 => Word::Stopping,
             kind => Word::Left { whole: kind == 2 },
         }
@@ -85,7 +100,7 @@ impl Word {
 enum Request {
     Exchange(Mail, Sender<Result<Mail, RankError>>),
     /// Says to all ranks that this one has failed; returns whether rank 0 said the same text.
-    Fail(String, Sender<bool>),
+    Fail(Failure, Sender<bool>),
     /// Ends the channel together with the other ranks.
     Leave(Sender<Result<(), RankError>>),
 }
@@ -185,10 +200,11 @@ impl Link {
         self.shown.troubled.load(Ordering::Relaxed)
     }
 
-    /// Says to all ranks that this one has failed. Returns whether rank 0 has said the same.
-    pub fn fail(&self, text: String) -> bool {
+    /// Says to all ranks that this one has failed and exits with `code`. Returns whether rank 0 has said the
+    /// same.
+    pub fn fail(&self, text: String, code: u8) -> bool {
         let (reply, answer) = bounded(1);
-        self.ask(Request::Fail(text, reply), &answer)
+        self.ask(Request::Fail(Failure { text, code }, reply), &answer)
             .unwrap_or(false)
     }
 
@@ -224,7 +240,7 @@ impl Link {
             let most = self.timeout.as_secs() + 1;
             if stuck > most {
                 return Err(RankError::Library(format!(
-                    "{} does not return from a call since {most} s",
+                    "{} has not returned from a call for {most} s",
                     self.channel
                 )));
             }
@@ -278,8 +294,8 @@ struct Peer {
     silence: Duration,
     /// What it said last; `None` before its first word.
     said: Option<Word>,
-    /// Its error, if it has failed.
-    failed: Option<String>,
+    /// What it said when it failed.
+    failed: Option<Failure>,
     /// Whether this rank's last word, [`Word::Left`], was sent.
     sent_left: bool,
 }
@@ -306,6 +322,8 @@ struct Post {
     peers: Vec<Peer>,
     /// What this rank's words say.
     word: Word,
+    /// The code with which this rank ends the job after a failure.
+    code: u8,
     last_turn: Instant,
     last_words: Option<Instant>,
     pending: Option<Pending>,
@@ -330,6 +348,7 @@ impl Post {
             rank,
             peers: (0..size).map(|_| Peer::default()).collect(),
             word: Word::Alive,
+            code: 1,
             last_turn: Instant::now(),
             last_words: None,
             pending: None,
@@ -406,8 +425,9 @@ impl Post {
                     let _ = reply.send(Err(error));
                 }
             },
-            Request::Fail(text, reply) => {
-                self.word = Word::Failed(text);
+            Request::Fail(failure, reply) => {
+                self.code = failure.code;
+                self.word = Word::Failed(failure);
                 self.last_words = None;
                 self.failing = Some((reply, Instant::now() + WORD_INTERVAL));
             }
@@ -493,9 +513,12 @@ impl Post {
         }
         let failed = |peer: &usize| self.peers[*peer].failed.is_some();
         if let Some(peer) = self.others().find(failed) {
+            let Failure { text, code } = self.peers[peer].failed.clone().unwrap_or_default();
+            self.code = code;
             self.troubled(RankError::Failed {
                 name: self.name(peer),
-                text: self.peers[peer].failed.clone().unwrap_or_default(),
+                text,
+                code,
             });
         }
     }
@@ -523,8 +546,8 @@ impl Post {
         }
         self.peers[peer].silence = Duration::ZERO;
         let word = flight.landed().map(|mail| Word::read(&mail.into));
-        if let Some(Word::Failed(text)) = &word {
-            self.peers[peer].failed = Some(text.clone());
+        if let Some(Word::Failed(failure)) = &word {
+            self.peers[peer].failed = Some(failure.clone());
         }
         if let (Some(Word::Stopping), Some(stop)) = (&word, self.shown.stop.get()) {
             stop.store(true, Ordering::Relaxed);
@@ -665,7 +688,7 @@ impl Post {
         }
         if troubled && since.elapsed() > GRACE {
             let _ = reply.send(Ok(()));
-            self.channel.abort(1);
+            self.channel.abort(self.code.into());
             return true;
         }
         self.leaving = Some((reply, since));
@@ -707,21 +730,25 @@ mod tests {
 
     #[test]
     fn words_keep_their_text() {
+        let failed = |text: &str, code| {
+            let text = text.to_string();
+            Word::Failed(Failure { text, code })
+        };
         for word in [
             Word::Alive,
             Word::Stopping,
             Word::Left { whole: true },
             Word::Left { whole: false },
-            Word::Failed(String::new()),
-            Word::Failed("a shard is damaged: ä".into()),
+            failed("", 1),
+            failed("a shard is damaged: ä", 2),
         ] {
             assert_eq!(Word::read(&word.values()), word);
         }
         let long = "ä".repeat(WORD_VALUES * 4);
-        let Word::Failed(text) = Word::read(&Word::Failed(long.clone()).values()) else {
+        let Word::Failed(read) = Word::read(&failed(&long, 2).values()) else {
             panic!("no failure");
         };
-        assert!(long.starts_with(&text) && text.len() > WORD_VALUES * 4 - 8);
+        assert!(long.starts_with(&read.text) && read.text.len() > WORD_VALUES * 4 - 8);
     }
 
     #[test]

@@ -345,9 +345,9 @@ impl Ranks {
         Ok(())
     }
 
-    /// Says to all ranks that this one ends with an error. Returns whether it should print the error:
-    /// not if another rank does.
-    pub fn fail(&self, error: &anyhow::Error) -> bool {
+    /// Says to all ranks that this one ends with an error and exits with `code`. Returns whether it should
+    /// print the error: not if another rank does.
+    pub fn fail(&self, error: &anyhow::Error, code: u8) -> bool {
         match RankError::of(error) {
             // Every rank notices these, and the first one that is left prints.
             Some(RankError::Failed { .. } | RankError::Left { .. }) => self.is_first(),
@@ -357,7 +357,7 @@ impl Ranks {
             }
             Some(RankError::Library(_)) => true,
             None => {
-                let said_by_first = self.link.fail(format!("{error:#}"));
+                let said_by_first = self.link.fail(format!("{error:#}"), code);
                 self.is_first() || !said_by_first
             }
         }

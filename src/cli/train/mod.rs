@@ -3,6 +3,7 @@
 mod output;
 mod summary;
 
+use super::WRONG_USAGE;
 use super::data::{DataArgs, Window};
 use super::flags::{self, print_json};
 use super::recipe::{KeyFlags, Layers, Machine, Training, Unhonoured};
@@ -101,7 +102,7 @@ pub fn refuse(text: &str, show: impl FnOnce()) {
     let Ok(Some(ranks)) = Ranks::join(REFUSAL_WAIT) else {
         return show();
     };
-    if ranks.fail(&anyhow!("{text}")) {
+    if ranks.fail(&anyhow!("{text}"), WRONG_USAGE) {
         if !ranks.is_first() {
             let name = ranks.name(ranks.rank());
             flags::tell_error(format_args!("the command of {name} cannot be understood:"));
@@ -118,7 +119,8 @@ fn leave(ranks: &Ranks, outcome: Result<bool>) -> bool {
     match outcome {
         Ok(stopped) => stopped,
         Err(error) => {
-            if ranks.fail(&error) {
+            let code = RankError::exit_code(&error);
+            if ranks.fail(&error, code) {
                 let own = RankError::of(&error).is_none();
                 let who = if own && !ranks.is_first() {
                     format!("{} failed: ", ranks.name(ranks.rank()))
@@ -128,7 +130,7 @@ fn leave(ranks: &Ranks, outcome: Result<bool>) -> bool {
                 flags::tell_error(format_args!("error: {who}{error:#}"));
             }
             let _ = ranks.leave();
-            std::process::exit(1)
+            std::process::exit(code.into())
         }
     }
 }
