@@ -676,6 +676,9 @@ impl Post {
             let whole = Some(Word::Left { whole: true });
             if !self.gave_up && self.others().all(|peer| self.peers[peer].said == whole) {
                 self.channel.finalize();
+            } else if troubled {
+                // MPICH's launcher invents a code for a rank that ends without either.
+                self.channel.abort(self.code.into());
             }
             return true;
         }
