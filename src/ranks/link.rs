@@ -1,12 +1,13 @@
 //! The thread that owns the channel between ranks. It exchanges the messages of the training, and once a
 //! second a word with every other rank, also while the training computes or validates. So a slow
 //! rank is waited for, however long it takes, and one that is dead, stopped or cut off is noticed
-//! within the time limit. Depends on `channel`, `mpi` and `store`. Promises that no wait is without a bound.
+//! within the time limit. Depends on `channel`, `word`, `mpi` and `store`. Promises that no wait is without a bound.
 
 use super::channel::{Channel, Flight, Mail, Tag};
 use super::error::RankError;
 use super::launcher::{Launcher, LauncherKind};
 use super::mpi::LIBRARY_VARIABLE;
+use super::word::{Failure, Word};
 use super::{LEAST_TIMEOUT, MOST_TIMEOUT, mpi, store};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
@@ -14,10 +15,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Values of a word: its kind and a text.
-const WORD_VALUES: usize = 1024;
-/// Bytes of a word before its text: the kind, the length of the text, the exit code.
-const WORD_HEAD: usize = 6;
 /// Time between two words to a rank.
 const WORD_INTERVAL: Duration = Duration::from_secs(1);
 /// How long the thread sleeps while nothing is exchanged.
@@ -34,67 +31,6 @@ const GRACE: Duration = Duration::from_secs(10);
 const HEAD_START: Duration = Duration::from_secs(5);
 /// How long the channel may take to end.
 const FINALIZE: Duration = Duration::from_secs(10);
-
-/// The state of a rank, as its words say.
-#[derive(Clone, Debug, PartialEq)]
-enum Word {
-    Alive,
-    /// It was asked to stop.
-    Stopping,
-    Failed(Failure),
-    /// It needs nothing any more.
-    Left {
-        /// Whether it has given up no exchange, whose messages could still be on their way.
-        whole: bool,
-    },
-}
-
-/// What a rank that has failed says.
-#[derive(Clone, Debug, Default, PartialEq)]
-struct Failure {
-    /// Its error.
-    text: String,
-    /// The code with which it exits.
-    code: u8,
-}
-
-impl Word {
-    fn values(&self) -> Vec<f32> {
-        let mut values = vec![0f32; WORD_VALUES];
-        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut values);
-        let (kind, text, code) = match self {
-            Word::Alive => (0, "", 0),
-            Word::Stopping => (4, "", 0),
-            Word::Failed(Failure { text, code }) => (1, text.as_str(), *code),
-            Word::Left { whole: true } => (2, "", 0),
-            Word::Left { whole: false } => (3, "", 0),
-        };
-        let mut length = (bytes.len() - WORD_HEAD).min(text.len());
-        while !text.is_char_boundary(length) {
-            length -= 1;
-        }
-        bytes[0] = kind;
-        bytes[1..5].copy_from_slice(&(length as u32).to_le_bytes());
-        bytes[5] = code;
-        bytes[WORD_HEAD..WORD_HEAD + length].copy_from_slice(&text.as_bytes()[..length]);
-        values
-    }
-
-    fn read(values: &[f32]) -> Word {
-        let bytes: &[u8] = bytemuck::cast_slice(values);
-        let length = u32::from_le_bytes([bytes[1], bytes[2], bytes[3], bytes[4]]) as usize;
-        let text = bytes.get(WORD_HEAD..WORD_HEAD + length);
-        match bytes[0] {
-            0 => Word::Alive,
-            1 => Word::Failed(Failure {
-                text: String::from_utf8_lossy(text.unwrap_or_default()).into_owned(),
-                code: bytes[5],
-            }),
-            4 => Word::Stopping,
-            kind => Word::Left { whole: kind == 2 },
-        }
-    }
-}
 
 /// What the training asks of the thread.
 enum Request {
@@ -528,9 +464,9 @@ impl Post {
             return Ok(());
         }
         if self.peers[peer].incoming.is_none() {
-            let place = 0..WORD_VALUES;
+            let place = 0..Word::VALUES;
             let mail = Mail {
-                into: vec![0.0; WORD_VALUES],
+                into: vec![0.0; Word::VALUES],
                 receives: vec![(peer, place)],
                 ..Mail::default()
             };
@@ -570,7 +506,7 @@ impl Post {
         }
         let mail = Mail {
             out: self.word.values(),
-            sends: vec![(peer, 0..WORD_VALUES)],
+            sends: vec![(peer, 0..Word::VALUES)],
             ..Mail::default()
         };
         self.peers[peer].outgoing = Some(self.channel.start(mail, Tag::Word)?);
@@ -730,29 +666,6 @@ pub(super) fn check_timeout(seconds: u64) -> Result<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn words_keep_their_text() {
-        let failed = |text: &str, code| {
-            let text = text.to_string();
-            Word::Failed(Failure { text, code })
-        };
-        for word in [
-            Word::Alive,
-            Word::Stopping,
-            Word::Left { whole: true },
-            Word::Left { whole: false },
-            failed("", 1),
-            failed("a shard is damaged: ä", 2),
-        ] {
-            assert_eq!(Word::read(&word.values()), word);
-        }
-        let long = "ä".repeat(WORD_VALUES * 4);
-        let Word::Failed(read) = Word::read(&failed(&long, 2).values()) else {
-            panic!("no failure");
-        };
-        assert!(long.starts_with(&read.text) && read.text.len() > WORD_VALUES * 4 - 8);
-    }
 
     #[test]
     fn a_library_of_another_mpi_is_refused() {

@@ -12,6 +12,7 @@ mod link;
 mod mpi;
 mod store;
 mod sum;
+mod word;
 
 pub use channel::Mail;
 pub use error::RankError;
