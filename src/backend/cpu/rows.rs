@@ -151,7 +151,6 @@ pub unsafe fn row_product<S: Simd, const STRIDE: usize>(r: &RowProduct<'_>) {
         while lane + 2 * LANES <= r.lanes {
             match S::REGISTERS {
                 Registers::Many => product_lanes::<S, 8, 2, STRIDE>(r, lane),
-                Registers::Eight if S::MEMORY_OPERANDS => product_lanes::<S, 3, 2, STRIDE>(r, lane),
                 Registers::Eight => [0, LANES]
                     .into_iter()
                     .for_each(|v| product_lanes::<S, 6, 1, STRIDE>(r, lane + v)),

@@ -1,6 +1,16 @@
 //! The outer product of two rows: one row's part of the weight gradient of a convolution.
 
 use super::super::simd::{LANES, Registers, Simd};
+use std::mem::MaybeUninit;
+
+/// Pixels of a [`Panel`]: 16 KiB, half of the nearest cache of most processors.
+const PANEL: usize = 256;
+/// Taps from which on copying lanes pays: each six of them are a pass over the lanes.
+const PANEL_TAPS: usize = 18;
+
+/// A vector of lanes for each of some pixels, in a cache line of its own.
+#[repr(align(64))]
+struct Panel([MaybeUninit<f32>; PANEL * LANES]);
 
 /// J taps and V vectors of lanes of [`row_outer`], from where `x`, `y` and `sum` point.
 ///
@@ -81,6 +91,43 @@ unsafe fn outer_lanes<S: Simd, const J: usize, const V: usize>(
     }
 }
 
+/// [`outer_lanes`] of one vector of lanes, with 6 taps a tile. The lanes are copied so that they are next to each other: where
+/// pixels are a multiple of many cache lines apart, their lanes share a few sets of the cache and evict
+/// each other in every pass. Rows are summed in pieces of [`PANEL`] pixels.
+///
+/// # Safety
+/// As [`row_outer`]; these lanes lie inside the row's.
+#[inline(always)]
+unsafe fn outer_panel<S: Simd>(
+    x: *const f32,
+    stride: usize,
+    taps: usize,
+    y: *const f32,
+    (y_stride, lanes): (usize, usize),
+    w: usize,
+    sum: *mut f32,
+) {
+    // SAFETY: pixels stay below `w`, and the panel holds the lanes of those that are copied; the rest
+    // is the caller's contract
+    unsafe {
+        if y_stride == LANES || taps < PANEL_TAPS {
+            outer_lanes::<S, 6, 1>(x, stride, taps, y, (y_stride, lanes), w, sum);
+            return;
+        }
+        let mut panel = Panel([MaybeUninit::uninit(); PANEL * LANES]);
+        let panel: *mut f32 = panel.0.as_mut_ptr().cast();
+        for first in (0..w).step_by(PANEL) {
+            let count = PANEL.min(w - first);
+            for p in 0..count {
+                let lanes = S::load(y.add((first + p) * y_stride));
+                S::store(panel.add(p * LANES), lanes);
+            }
+            let x = x.add(first * stride);
+            outer_lanes::<S, 6, 1>(x, stride, taps, panel, (LANES, lanes), count, sum);
+        }
+    }
+}
+
 /// Adds one row's part of a weight gradient: `sum[j][l] += sum over p of x[p * stride + j] *
 /// y[p][l]` for `taps` values of j. The sum over the row is computed first and then added to `sum`,
 /// which also keeps rounding errors small.
@@ -129,11 +176,8 @@ pub unsafe fn row_outer_strided<S: Simd>(
                     outer_lanes::<S, 12, 2>(x, stride, taps, y, y_shape, w, sum)
                 }
                 Registers::Many => outer_lanes::<S, 8, 2>(x, stride, taps, y, y_shape, w, sum),
-                Registers::Eight if S::MEMORY_OPERANDS => {
-                    outer_lanes::<S, 3, 2>(x, stride, taps, y, y_shape, w, sum)
-                }
                 Registers::Eight => [0, LANES].into_iter().for_each(|v| {
-                    outer_lanes::<S, 6, 1>(x, stride, taps, y.add(v), y_shape, w, sum.add(v))
+                    outer_panel::<S>(x, stride, taps, y.add(v), y_shape, w, sum.add(v))
                 }),
                 Registers::Few => outer_lanes::<S, 1, 2>(x, stride, taps, y, y_shape, w, sum),
             }
@@ -146,8 +190,68 @@ pub unsafe fn row_outer_strided<S: Simd>(
                     outer_lanes::<S, 12, 1>(x, stride, taps, y, y_shape, w, sum)
                 }
                 Registers::Many => outer_lanes::<S, 16, 1>(x, stride, taps, y, y_shape, w, sum),
-                Registers::Eight => outer_lanes::<S, 6, 1>(x, stride, taps, y, y_shape, w, sum),
+                Registers::Eight => outer_panel::<S>(x, stride, taps, y, y_shape, w, sum),
                 Registers::Few => outer_lanes::<S, 1, 1>(x, stride, taps, y, y_shape, w, sum),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::simd::Kernel;
+    use super::*;
+    use crate::support::isa::Isa;
+
+    struct Outer<'a> {
+        x: &'a [f32],
+        x_shape: (usize, usize),
+        y: &'a [f32],
+        y_shape: (usize, usize),
+        w: usize,
+        sum: &'a mut [f32],
+    }
+
+    impl Kernel for Outer<'_> {
+        #[inline(always)]
+        fn run<S: Simd>(self) {
+            let (x, y, sum) = (self.x.as_ptr(), self.y.as_ptr(), self.sum.as_mut_ptr());
+            // SAFETY: the test makes rows and sums of these shapes; `Isa::run` chose S
+            unsafe { row_outer_strided::<S>(x, self.x_shape, y, self.y_shape, self.w, sum) }
+        }
+    }
+
+    /// Every rest of taps and lanes, rows around the length of a panel, and pixels that are further apart
+    /// than their values, against sums in f64.
+    #[test]
+    fn sums_are_those_of_a_plain_loop() {
+        let value = |i: usize| (i * 7919 % 1009) as f32 / 1009.0 - 0.3;
+        for (taps, lanes) in [(1, 16), (5, 32), (17, 48), (18, 48), (64, 16), (27, 80)] {
+            for w in [1, 7, PANEL - 1, PANEL, PANEL + 1, 2 * PANEL + 3] {
+                let (stride, y_stride) = (taps + 3, lanes + 16);
+                let x: Vec<f32> = (0..w * stride).map(value).collect();
+                let y: Vec<f32> = (0..w * y_stride).map(|i| value(i + 5)).collect();
+                for isa in Isa::available() {
+                    let mut sum = vec![0.5; taps * lanes];
+                    isa.run(Outer {
+                        x: &x,
+                        x_shape: (stride, taps),
+                        y: &y,
+                        y_shape: (y_stride, lanes),
+                        w,
+                        sum: &mut sum,
+                    });
+                    for (i, sum) in sum.iter().enumerate() {
+                        let (j, l) = (i / lanes, i % lanes);
+                        let product = |p: usize| {
+                            f64::from(x[p * stride + j]) * f64::from(y[p * y_stride + l])
+                        };
+                        let expected = 0.5 + (0..w).map(product).sum::<f64>();
+                        let error = (f64::from(*sum) - expected).abs();
+                        let place = format!("{isa}: {taps}x{lanes}, {w} pixels, {j}, {l}");
+                        assert!(error < 1e-4, "{place}: {sum} instead of {expected}");
+                    }
+                }
             }
         }
     }
