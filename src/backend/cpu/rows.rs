@@ -151,9 +151,12 @@ pub unsafe fn row_product<S: Simd, const STRIDE: usize>(r: &RowProduct<'_>) {
         while lane + 2 * LANES <= r.lanes {
             match S::REGISTERS {
                 Registers::Many => product_lanes::<S, 8, 2, STRIDE>(r, lane),
-                Registers::Eight => [0, LANES]
-                    .into_iter()
-                    .for_each(|v| product_lanes::<S, 6, 1, STRIDE>(r, lane + v)),
+                // a loop, because a closure would not have the instruction set of the caller
+                Registers::Eight => {
+                    for v in [0, LANES] {
+                        product_lanes::<S, 6, 1, STRIDE>(r, lane + v);
+                    }
+                }
                 Registers::Few => product_lanes::<S, 1, 2, STRIDE>(r, lane),
             }
             lane += 2 * LANES;

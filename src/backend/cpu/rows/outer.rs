@@ -176,9 +176,12 @@ pub unsafe fn row_outer_strided<S: Simd>(
                     outer_lanes::<S, 12, 2>(x, stride, taps, y, y_shape, w, sum)
                 }
                 Registers::Many => outer_lanes::<S, 8, 2>(x, stride, taps, y, y_shape, w, sum),
-                Registers::Eight => [0, LANES].into_iter().for_each(|v| {
-                    outer_panel::<S>(x, stride, taps, y.add(v), y_shape, w, sum.add(v))
-                }),
+                // a loop, because a closure would not have the instruction set of the caller
+                Registers::Eight => {
+                    for v in [0, LANES] {
+                        outer_panel::<S>(x, stride, taps, y.add(v), y_shape, w, sum.add(v));
+                    }
+                }
                 Registers::Few => outer_lanes::<S, 1, 2>(x, stride, taps, y, y_shape, w, sum),
             }
             lane += 2 * LANES;
