@@ -224,3 +224,23 @@ pub(super) fn to_byte(value: f32) -> u8 {
     let rounded = value.clamp(0.0, 1.0) * 255.0 + 12_582_912.0;
     rounded.to_bits() as u8
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Planes begin at cache lines, and are no larger than the plan says.
+    #[test]
+    fn planes_begin_at_cache_lines() {
+        for (w, h) in [(1, 1), (17, 5), (256, 256)] {
+            let layout = Layout::new(&Bound::of(&[], 1), w, h);
+            let canvas = Canvas::new(&layout);
+            let planes = [&canvas.planes, &canvas.other, &canvas.padded, &canvas.lines];
+            let starts = planes.map(|values| values.as_ptr() as usize % align_of::<CacheLine>());
+            assert_eq!(starts, [0; 4]);
+            let floats: usize = planes.iter().map(|values| values.len()).sum();
+            let others = layout.bytes + layout.webp + 2 * TABLE_BYTES * layout.lines;
+            assert_eq!(layout.total(), (4 * floats + others) as u64);
+        }
+    }
+}
