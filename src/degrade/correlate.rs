@@ -302,6 +302,7 @@ unsafe fn add_all<V: Lanes, const N: usize, const R: usize, const FOLDED: bool>(
 ///
 /// # Safety
 /// As [`Lanes`]; `from` points to `N` registers from every place of the taps on.
+#[allow(clippy::needless_range_loop)] // bounds that are constants keep the sums in registers
 #[inline(always)]
 unsafe fn add<
     V: Lanes,
