@@ -2,7 +2,7 @@
 //! them, or with a median.
 
 use super::canvas::{Canvas, reflect};
-use super::correlate::{BLOCK, ROWS_AT_ONCE, Source, Taps, Target, correlate, pitch_of};
+use super::correlate::{BLOCK, ROWS_AT_ONCE, Taps, Target, correlate, pitch_of};
 use super::draws::Stream;
 use super::kernel::{DrawnKernel, SHAPES, Shape, separated, trimmed, without_smallest};
 use super::keys::{Keys, Numbers, Range, Weights};
@@ -170,16 +170,12 @@ impl Canvas {
             return self.filter_separated(&column, &row);
         }
         let narrow = without_smallest(&weights);
-        let taps = Taps::rows(&narrow, size);
         let (w, h) = (self.width, self.height);
+        let taps = Taps::rows(&narrow, size, pitch_of(w + size - 1));
         for channel in 0..3 {
-            let pitch = self.pad(channel, size / 2);
-            let source = Source {
-                values: &self.padded,
-                pitch,
-            };
+            self.pad(channel, size / 2);
             let out = &mut self.planes[channel * w * h..][..w * h];
-            correlate(source, Target::packed(out, (w, h)), &taps);
+            correlate(&self.padded, Target::packed(out, (w, h)), &taps);
         }
     }
 
@@ -196,7 +192,7 @@ impl Canvas {
         let n = size.0 * size.1;
         let plane = &mut self.planes[channel * n..][..n];
         let mut rows = FilteredRows::new(&mut self.padded, size, column.len() / 2);
-        rows.fill(plane, row, &mut self.lines);
+        rows.fill(plane, row, self.lines.lines());
         rows.filter(column, plane);
     }
 
@@ -260,7 +256,7 @@ impl<'a> FilteredRows<'a> {
         let ((w, h), pitch, radius) = (self.size, self.pitch, self.radius);
         let lines = lines.as_flattened_mut();
         let line = pitch_of(w + row.len() - 1 + BLOCK);
-        let taps = Taps::row(row);
+        let taps = Taps::row(row, line);
         for (first, from) in (0..h)
             .step_by(ROWS_AT_ONCE)
             .zip(plane.chunks(ROWS_AT_ONCE * w))
@@ -268,16 +264,12 @@ impl<'a> FilteredRows<'a> {
             for (from, to) in from.chunks_exact(w).zip(lines.chunks_exact_mut(line)) {
                 mirror_row(from, row.len() / 2, to);
             }
-            let source = Source {
-                values: lines,
-                pitch: line,
-            };
             let target = Target {
                 values: &mut self.padded[(radius + first) * pitch..],
                 pitch,
                 size: (w, from.len() / w),
             };
-            correlate(source, target, &taps);
+            correlate(lines, target, &taps);
         }
         for y in (0..radius).chain(radius + h..2 * radius + h) {
             let from = radius + reflect(y as isize - radius as isize, h);
@@ -288,12 +280,8 @@ impl<'a> FilteredRows<'a> {
 
     /// Filters the columns into `out`.
     pub fn filter(&self, column: &[f32], out: &mut [f32]) {
-        let source = Source {
-            values: self.padded,
-            pitch: self.pitch,
-        };
         let target = Target::packed(out, self.size);
-        correlate(source, target, &Taps::column(column));
+        correlate(self.padded, target, &Taps::column(column, self.pitch));
     }
 }
 
@@ -305,6 +293,7 @@ fn mirror_row(row: &[f32], radius: usize, out: &mut [f32]) {
 }
 
 /// Writes the first and the last `radius` values of a line: those between them, mirrored.
+#[inline(always)]
 pub(super) fn mirror_ends<T: Copy>(line: &mut [T], radius: usize) {
     let w = line.len() - 2 * radius;
     if radius < w {

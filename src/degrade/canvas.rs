@@ -7,6 +7,8 @@ use super::bound::Bound;
 use super::correlate::{BLOCK, ROWS_AT_ONCE, pitch_of};
 use super::lanes::dispatch;
 use super::table::ROWS;
+use bytemuck::{Pod, Zeroable};
+use std::ops::{Deref, DerefMut};
 
 /// The index that a mirrored border shows at `i` (the border pixel itself is not repeated); a small
 /// image is mirrored again and again.
@@ -64,8 +66,44 @@ impl Layout {
 
     /// Bytes of all buffers.
     pub fn total(&self) -> u64 {
-        let floats = 6 * self.plane + self.padded + ROWS * self.lines;
+        let planes = 2 * (3 * self.plane).next_multiple_of(ROWS);
+        let floats = planes + self.padded.next_multiple_of(ROWS) + ROWS * self.lines;
         (4 * floats + self.bytes + self.webp + 2 * TABLE_BYTES * self.lines) as u64
+    }
+}
+
+/// A cache line.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C, align(64))]
+struct CacheLine([f32; ROWS]);
+
+/// Values that begin at a cache line, so that no load of a register from the beginning of a row crosses
+/// one, where rows are whole lines apart.
+pub(crate) struct Values(Vec<CacheLine>);
+
+impl Values {
+    /// At least so many zeros: up to a whole line.
+    fn new(count: usize) -> Values {
+        Values(vec![CacheLine([0.0; ROWS]); count.div_ceil(ROWS)])
+    }
+
+    /// The same, a cache line at a time.
+    pub fn lines(&mut self) -> &mut [[f32; ROWS]] {
+        bytemuck::cast_slice_mut(&mut self.0)
+    }
+}
+
+impl Deref for Values {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        bytemuck::cast_slice(&self.0)
+    }
+}
+
+impl DerefMut for Values {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        bytemuck::cast_slice_mut(&mut self.0)
     }
 }
 
@@ -79,13 +117,13 @@ pub(crate) struct Canvas {
     /// Size of the whole image.
     pub whole: (usize, usize),
     /// `[3, height, width]`, then unused.
-    pub planes: Vec<f32>,
+    pub planes: Values,
     /// As `planes`: the target of a resize, and a second image.
-    pub other: Vec<f32>,
+    pub other: Values,
     /// A plane with borders, or between the two passes of a resize.
-    pub padded: Vec<f32>,
+    pub padded: Values,
     /// Sixteen rows, pixel by pixel.
-    pub lines: Vec<[f32; ROWS]>,
+    pub lines: Values,
     /// Components of a codec.
     pub bytes: Vec<u8>,
 }
@@ -98,10 +136,10 @@ impl Canvas {
             height: 0,
             area: Area::whole((0, 0)),
             whole: (0, 0),
-            planes: vec![0.0; 3 * layout.plane],
-            other: vec![0.0; 3 * layout.plane],
-            padded: vec![0.0; layout.padded],
-            lines: vec![[0.0; ROWS]; layout.lines],
+            planes: Values::new(3 * layout.plane),
+            other: Values::new(3 * layout.plane),
+            padded: Values::new(layout.padded),
+            lines: Values::new(ROWS * layout.lines),
             bytes: vec![0; layout.bytes],
         }
     }
@@ -185,4 +223,24 @@ pub(super) fn to_byte(value: f32) -> u8 {
     // adding 1.5 * 2^23 leaves the rounded number in the low bits
     let rounded = value.clamp(0.0, 1.0) * 255.0 + 12_582_912.0;
     rounded.to_bits() as u8
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Planes begin at cache lines, and are no larger than the plan says.
+    #[test]
+    fn planes_begin_at_cache_lines() {
+        for (w, h) in [(1, 1), (17, 5), (256, 256)] {
+            let layout = Layout::new(&Bound::of(&[], 1), w, h);
+            let canvas = Canvas::new(&layout);
+            let planes = [&canvas.planes, &canvas.other, &canvas.padded, &canvas.lines];
+            let starts = planes.map(|values| values.as_ptr() as usize % align_of::<CacheLine>());
+            assert_eq!(starts, [0; 4]);
+            let floats: usize = planes.iter().map(|values| values.len()).sum();
+            let others = layout.bytes + layout.webp + 2 * TABLE_BYTES * layout.lines;
+            assert_eq!(layout.total(), (4 * floats + others) as u64);
+        }
+    }
 }

@@ -2,79 +2,123 @@
 //! an output runs over the taps in rows, each product fused with it, so its bits are the same on every
 //! machine and for every place of the output. Where every row of a kernel is the same backwards, the two
 //! values of a weight are added before their product, which saves half of the products.
+//!
+//! Up to three rows of outputs are summed at once, as many as registers hold: a value that is loaded then
+//! serves three sums, which matters because a load that crosses a cache line counts twice. All taps are in
+//! one list, so that one loop runs over them.
 
 use super::lanes::{Lanes, Plain};
 #[cfg(target_arch = "x86_64")]
 use crate::support::isa::Set;
+use std::ops::Range;
 
 /// Columns that one pass over the taps may compute beyond the width: planes that are read have so
 /// many values more at their end.
 pub(super) const BLOCK: usize = 64;
-/// Rows that are computed at once. Each value that is loaded then serves two sums. For an odd number
-/// of rows one more row is read.
+/// Rows that are computed at once at least. For an image of one row, one more row is read.
 pub(super) const ROWS_AT_ONCE: usize = 2;
-/// Registers side by side in a pass.
+/// Rows that are computed at once at most.
+const MOST_ROWS: usize = 3;
+/// Registers side by side in a pass: with three rows of sums, their weights and the values there are as
+/// many registers as AVX2 has.
 const ACROSS: usize = 4;
+/// The same where two values are added before their product, which takes one register more.
+const ACROSS_FOLDED: usize = 3;
 
-/// The plane that is read, from the first tap of the first output on.
-#[derive(Clone, Copy)]
-pub(super) struct Source<'a> {
-    pub values: &'a [f32],
-    /// Values from a row to the next.
-    pub pitch: usize,
+/// A tap for up to [`MOST_ROWS`] rows of outputs.
+struct Tap {
+    /// Values from the place of the first output to that of the tap.
+    at: u32,
+    /// The same for the value that is added to it, where rows are folded.
+    other: u32,
+    /// Its weights for the first row of outputs, for the next one, and so on.
+    weights: [f32; MOST_ROWS],
 }
 
-/// A kernel of `width` taps a row. Taps of weight 0 at the ends of its rows are skipped, which changes
-/// no bit: values are finite.
-pub(super) struct Taps<'a> {
-    weights: &'a [f32],
-    width: usize,
-    /// For each row that two rows of outputs read (with the row of taps of the same number, and with
-    /// the one before it): the first tap that does not weigh 0 in either, and the end.
-    used: Vec<(usize, usize)>,
+/// A kernel. Taps of weight 0 are left out, which changes no bit: values are finite.
+pub(super) struct Taps {
+    /// The taps by the row of the source that they read.
+    list: Vec<Tap>,
+    /// For each row of the source, the number of its first tap; then the number of taps.
+    starts: Vec<usize>,
+    /// Rows of the kernel.
+    height: usize,
+    /// Values from a row of the source to the next.
+    pitch: usize,
     /// Whether there are several rows of several taps, all of which are the same backwards.
     folded: bool,
 }
 
-impl<'a> Taps<'a> {
-    /// Rows of this many taps.
+impl Taps {
+    /// Rows of this many taps, for a plane whose rows are `pitch` values apart.
     ///
     /// # Panics
     /// The rows do not fill the weights.
-    pub fn rows(weights: &'a [f32], width: usize) -> Taps<'a> {
+    pub fn rows(weights: &[f32], width: usize, pitch: usize) -> Taps {
         assert!(weights.len().is_multiple_of(width));
-        let span = |row: &[f32]| {
-            let first = row.iter().position(|w| *w != 0.0).unwrap_or(width);
-            let end = row
-                .iter()
-                .rposition(|w| *w != 0.0)
-                .map_or(0, |last| last + 1);
-            (first, end)
-        };
-        let both = |a: (usize, usize), b: (usize, usize)| (a.0.min(b.0), a.1.max(b.1));
-        let spans = weights.chunks_exact(width).map(span);
-        let none = std::iter::once((width, 0));
-        let used = spans.clone().chain(none.clone()).zip(none.chain(spans));
+        let height = weights.len() / width;
         let backwards = |row: &[f32]| row.iter().eq(row.iter().rev());
+        let folded =
+            width % 2 == 1 && width > 1 && height > 1 && weights.chunks_exact(width).all(backwards);
+        let columns = if folded { width / 2 + 1 } else { width };
+        let (mut list, mut starts) = (Vec::new(), vec![0]);
+        for y in 0..height + MOST_ROWS - 1 {
+            for x in 0..columns {
+                // the tap in the middle takes its value twice: both steps are exact
+                let share = if folded && x == width / 2 { 0.5 } else { 1.0 };
+                let weights: [f32; MOST_ROWS] = std::array::from_fn(|output| {
+                    let row = y.checked_sub(output).filter(|row| *row < height);
+                    row.map_or(0.0, |row| share * weights[row * width + x])
+                });
+                if weights.iter().any(|weight| *weight != 0.0) {
+                    let place = |x: usize| (y * pitch + x) as u32;
+                    list.push(Tap {
+                        at: place(x),
+                        other: place(if folded { width - 1 - x } else { x }),
+                        weights,
+                    });
+                }
+            }
+            starts.push(list.len());
+        }
         Taps {
-            weights,
-            width,
-            folded: width % 2 == 1
-                && width > 1
-                && weights.len() > width
-                && weights.chunks_exact(width).all(backwards),
-            used: used.map(|(a, b)| both(a, b)).collect(),
+            list,
+            starts,
+            height,
+            pitch,
+            folded,
         }
     }
 
     /// A row.
-    pub fn row(weights: &'a [f32]) -> Taps<'a> {
-        Taps::rows(weights, weights.len())
+    pub fn row(weights: &[f32], pitch: usize) -> Taps {
+        Taps::rows(weights, weights.len(), pitch)
     }
 
     /// A column.
-    pub fn column(weights: &'a [f32]) -> Taps<'a> {
-        Taps::rows(weights, 1)
+    pub fn column(weights: &[f32], pitch: usize) -> Taps {
+        Taps::rows(weights, 1, pitch)
+    }
+
+    /// The taps that read these rows of the source.
+    #[inline(always)]
+    fn reading(&self, rows: Range<usize>) -> &[Tap] {
+        &self.list[self.starts[rows.start]..self.starts[rows.end.max(rows.start)]]
+    }
+
+    /// Most values from the place of an output to one that is read for it or for the `rows - 1` outputs
+    /// below it.
+    fn reach(&self, rows: usize) -> usize {
+        // a row of taps serves each row of outputs for itself
+        let (read, below) = match self.height {
+            1 => (1, rows - 1),
+            height => (height + rows - 1, 0),
+        };
+        let places = self
+            .reading(0..read)
+            .iter()
+            .map(|tap| tap.at.max(tap.other));
+        places.max().map_or(0, |most| most as usize) + below * self.pitch
     }
 }
 
@@ -104,18 +148,19 @@ pub(super) fn pitch_of(width: usize) -> usize {
     16 * (width.div_ceil(16) | 1)
 }
 
-/// Writes to every output the sum of the weights times the values from the output's place on.
-pub(super) fn correlate(source: Source, target: Target, taps: &Taps) {
+/// Writes to every output the sum of the weights times the values from the output's place on. The first
+/// output's place is the first value of `source`, which should begin at a cache line.
+pub(super) fn correlate(source: &[f32], target: Target, taps: &Taps) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{__m256, __m512};
         #[target_feature(enable = "avx2,fma")]
-        fn avx2(source: Source, target: Target, taps: &Taps) {
+        fn avx2(source: &[f32], target: Target, taps: &Taps) {
             // SAFETY: the processor has AVX2 and FMA
             unsafe { all::<__m256>(source, target, taps) }
         }
         #[target_feature(enable = "avx512f")]
-        fn avx512(source: Source, target: Target, taps: &Taps) {
+        fn avx512(source: &[f32], target: Target, taps: &Taps) {
             // SAFETY: the processor has AVX-512
             unsafe { all::<__m512>(source, target, taps) }
         }
@@ -136,179 +181,181 @@ pub(super) fn correlate(source: Source, target: Target, taps: &Taps) {
 /// # Safety
 /// As [`Lanes`].
 #[inline(always)]
-unsafe fn all<V: Lanes>(source: Source, mut target: Target, taps: &Taps) {
+unsafe fn all<V: Lanes>(source: &[f32], mut target: Target, taps: &Taps) {
     let (w, h) = target.size;
+    let several = taps.height > 1;
+    let most = if taps.folded { ACROSS_FOLDED } else { ACROSS };
+    let reach = [ROWS_AT_ONCE, MOST_ROWS].map(|rows| taps.reach(rows));
     // columns are the outer loop: the rows of one block stay in the nearest cache
     let mut x = 0;
     while x < w {
-        let across = (w - x).div_ceil(V::COUNT).min(ACROSS);
-        for y in (0..h).step_by(ROWS_AT_ONCE) {
+        let across = (w - x).div_ceil(V::COUNT).min(most);
+        let mut y = 0;
+        while y < h {
+            // four rows are twice two, so that none is computed for nothing
+            let tall = several && h - y >= MOST_ROWS && h - y != 4;
+            let target = &mut target;
             // SAFETY: the contract of this function
             unsafe {
-                match across {
-                    1 => block::<V, 1>(source, &mut target, taps, (x, y)),
-                    2 => block::<V, 2>(source, &mut target, taps, (x, y)),
-                    3 => block::<V, 3>(source, &mut target, taps, (x, y)),
-                    _ => block::<V, ACROSS>(source, &mut target, taps, (x, y)),
+                match (across, tall) {
+                    (1, false) => {
+                        block::<V, 1, ROWS_AT_ONCE>(source, reach[0], target, taps, (x, y))
+                    }
+                    (2, false) => {
+                        block::<V, 2, ROWS_AT_ONCE>(source, reach[0], target, taps, (x, y))
+                    }
+                    (3, false) => {
+                        block::<V, 3, ROWS_AT_ONCE>(source, reach[0], target, taps, (x, y))
+                    }
+                    (_, false) => {
+                        block::<V, 4, ROWS_AT_ONCE>(source, reach[0], target, taps, (x, y))
+                    }
+                    (1, true) => block::<V, 1, MOST_ROWS>(source, reach[1], target, taps, (x, y)),
+                    (2, true) => block::<V, 2, MOST_ROWS>(source, reach[1], target, taps, (x, y)),
+                    (3, true) => block::<V, 3, MOST_ROWS>(source, reach[1], target, taps, (x, y)),
+                    (_, true) => block::<V, 4, MOST_ROWS>(source, reach[1], target, taps, (x, y)),
                 }
             }
+            y += if tall { MOST_ROWS } else { ROWS_AT_ONCE };
         }
         x += across * V::COUNT;
     }
 }
 
-/// Computes [`ROWS_AT_ONCE`] rows of `N` registers each.
+/// Computes `R` rows of `N` registers each.
 ///
 /// # Safety
-/// As [`Lanes`].
+/// As [`Lanes`]; `reach` is [`Taps::reach`] of `R` rows, and taps are not folded for `N` beyond
+/// [`ACROSS_FOLDED`].
 #[inline(always)]
-unsafe fn block<V: Lanes, const N: usize>(
-    source: Source,
+unsafe fn block<V: Lanes, const N: usize, const R: usize>(
+    source: &[f32],
+    reach: usize,
     target: &mut Target,
     taps: &Taps,
     (x, y): (usize, usize),
 ) {
     let count = N * V::COUNT;
-    let (width, height) = (taps.width, taps.weights.len() / taps.width);
-    let from = &source.values[y * source.pitch + x..];
-    let last = (height + ROWS_AT_ONCE - 2) * source.pitch;
-    assert!(taps.weights.len() == width * height && from.len() >= last + width - 1 + count);
-    // SAFETY: every row of taps reads `width - 1 + count` values from its row on, and the last one
-    // ends within the source, as just checked; the rest as the contract of this function
+    let from = &source[y * taps.pitch + x..];
+    assert!(from.len() >= reach + count);
+    let from = from.as_ptr();
+    // SAFETY: these rows read `reach + count` values at most, as just checked; the rest as the contract
+    // of this function
     let sums = unsafe {
-        let mut sums = [[V::splat(0.0); N]; ROWS_AT_ONCE];
-        let row = |ky: usize| from.as_ptr().add(ky * source.pitch);
-        let line = |ky: usize| taps.weights.as_ptr().add(ky * width);
-        if height == 1 {
-            add_rows(&mut sums, [row(0), row(1)], line(0), taps.used[0]);
-        } else if taps.folded {
-            let [upper, lower] = &mut sums;
-            add_folded([&mut *upper], row(0), [line(0)], width, taps.used[0].0);
-            for ky in 1..height {
-                let lines = [line(ky), line(ky - 1)];
-                let both = [&mut *upper, &mut *lower];
-                add_folded(both, row(ky), lines, width, taps.used[ky].0);
-            }
-            let last = [line(height - 1)];
-            add_folded([lower], row(height), last, width, taps.used[height].0);
+        let mut sums = [[V::splat(0.0); N]; R];
+        if R == ROWS_AT_ONCE && taps.height == 1 {
+            add_rows(&mut sums, from, taps);
+        } else if N <= ACROSS_FOLDED && taps.folded {
+            add_all::<V, N, R, true>(&mut sums, from, taps);
         } else {
-            let [upper, lower] = &mut sums;
-            add_row([&mut *upper], row(0), [line(0)], taps.used[0]);
-            for ky in 1..height {
-                let lines = [line(ky), line(ky - 1)];
-                add_row([&mut *upper, &mut *lower], row(ky), lines, taps.used[ky]);
-            }
-            let last = [line(height - 1)];
-            add_row([lower], row(height), last, taps.used[height]);
+            add_all::<V, N, R, false>(&mut sums, from, taps);
         }
         sums
     };
     let (w, h) = target.size;
     for (sums, y) in sums.iter().zip(y..h) {
         let out = &mut target.values[y * target.pitch + x..][..count.min(w - x)];
-        let mut whole = [0.0f32; BLOCK];
-        let place = if out.len() == count {
-            out.as_mut_ptr()
+        if out.len() == count {
+            for (n, sum) in sums.iter().enumerate() {
+                // SAFETY: `out` holds N registers; the rest as the contract of this function
+                unsafe { sum.store(out.as_mut_ptr().add(n * V::COUNT)) };
+            }
         } else {
-            whole.as_mut_ptr()
-        };
-        for (n, sum) in sums.iter().enumerate() {
-            // SAFETY: both places hold N registers; the rest as the contract of this function
-            unsafe { sum.store(place.add(n * V::COUNT)) };
-        }
-        if out.len() < count {
+            let mut whole = [0.0f32; BLOCK];
+            for (n, sum) in sums.iter().enumerate() {
+                // SAFETY: the array holds N registers; the rest as the contract of this function
+                unsafe { sum.store(whole.as_mut_ptr().add(n * V::COUNT)) };
+            }
             out.copy_from_slice(&whole[..out.len()]);
         }
     }
 }
 
-/// Adds the taps from `first` to `end` of a row for each of `R` output rows.
+/// Adds all taps of a kernel of several rows for `R` rows of outputs, two or three. The first and the
+/// last rows of the source serve some of them.
 ///
 /// # Safety
-/// As [`Lanes`]; `row` points to `N` registers and `end - 1` values more, every line to `end`
-/// weights.
+/// As [`add`], for all taps of the rows.
 #[inline(always)]
-unsafe fn add_row<V: Lanes, const N: usize, const R: usize>(
-    sums: [&mut [V; N]; R],
-    row: *const f32,
-    lines: [*const f32; R],
-    (first, end): (usize, usize),
+unsafe fn add_all<V: Lanes, const N: usize, const R: usize, const FOLDED: bool>(
+    sums: &mut [[V; N]; R],
+    from: *const f32,
+    taps: &Taps,
 ) {
-    for kx in first..end {
+    let height = taps.height;
+    // SAFETY: the contract of this function
+    unsafe {
+        add::<V, N, R, 0, 1, FOLDED>(sums, from, taps.reading(0..1));
+        if R == 2 {
+            add::<V, N, R, 0, 2, FOLDED>(sums, from, taps.reading(1..height));
+            add::<V, N, R, 1, 2, FOLDED>(sums, from, taps.reading(height..height + 1));
+        } else {
+            add::<V, N, R, 0, 2, FOLDED>(sums, from, taps.reading(1..2));
+            add::<V, N, R, 0, R, FOLDED>(sums, from, taps.reading(2..height));
+            add::<V, N, R, 1, R, FOLDED>(sums, from, taps.reading(height..height + 1));
+            add::<V, N, R, 2, R, FOLDED>(sums, from, taps.reading(height + 1..height + 2));
+        }
+    }
+}
+
+/// Adds taps for the rows of outputs from `FIRST` to `END`.
+///
+/// # Safety
+/// As [`Lanes`]; `from` points to `N` registers from every place of the taps on.
+#[allow(clippy::needless_range_loop)] // bounds that are constants keep the sums in registers
+#[inline(always)]
+unsafe fn add<
+    V: Lanes,
+    const N: usize,
+    const R: usize,
+    const FIRST: usize,
+    const END: usize,
+    const FOLDED: bool,
+>(
+    sums: &mut [[V; N]; R],
+    from: *const f32,
+    taps: &[Tap],
+) {
+    for tap in taps {
         // SAFETY: the contract of this function. Plain loops, because the closure of `from_fn` would
         // not have the instruction set of the caller
         unsafe {
-            let mut values = [V::splat(0.0); N];
-            for (n, value) in values.iter_mut().enumerate() {
-                *value = V::load(row.add(kx + n * V::COUNT));
+            let mut weights = [V::splat(0.0); R];
+            for r in FIRST..END {
+                weights[r] = V::splat(tap.weights[r]);
             }
-            for r in 0..R {
-                let weight = V::splat(*lines[r].add(kx));
-                for n in 0..N {
-                    sums[r][n] = V::add_product(sums[r][n], weight, values[n]);
+            for n in 0..N {
+                let mut value = V::load(from.add(tap.at as usize + n * V::COUNT));
+                if FOLDED {
+                    let other = V::load(from.add(tap.other as usize + n * V::COUNT));
+                    value = V::add(value, other);
+                }
+                for r in FIRST..END {
+                    sums[r][n] = V::add_product(sums[r][n], weights[r], value);
                 }
             }
         }
     }
 }
 
-/// Adds a row of taps that is the same backwards, an odd number, for each of `R` output rows; the taps
-/// before `first` and their counterparts weigh 0.
+/// Adds all taps of a kernel of one row.
 ///
 /// # Safety
-/// As [`Lanes`]; `row` points to `N` registers and `width - 1` values more, every line to `width`
-/// weights.
+/// As [`add`], for `R` rows.
 #[inline(always)]
-unsafe fn add_folded<V: Lanes, const N: usize, const R: usize>(
-    mut sums: [&mut [V; N]; R],
-    row: *const f32,
-    lines: [*const f32; R],
-    width: usize,
-    first: usize,
+unsafe fn add_rows<V: Lanes, const N: usize, const R: usize>(
+    sums: &mut [[V; N]; R],
+    from: *const f32,
+    taps: &Taps,
 ) {
-    let middle = width / 2;
-    for kx in first..middle {
+    for tap in taps.reading(0..1) {
         // SAFETY: the contract of this function
         unsafe {
-            let mut values = [V::splat(0.0); N];
-            for (n, value) in values.iter_mut().enumerate() {
-                let left = V::load(row.add(kx + n * V::COUNT));
-                let right = V::load(row.add(width - 1 - kx + n * V::COUNT));
-                *value = V::add(left, right);
-            }
-            for r in 0..R {
-                let weight = V::splat(*lines[r].add(kx));
-                for n in 0..N {
-                    sums[r][n] = V::add_product(sums[r][n], weight, values[n]);
-                }
-            }
-        }
-    }
-    if first <= middle {
-        let sums = sums.each_mut().map(|sums| &mut **sums);
-        // SAFETY: the contract of this function
-        unsafe { add_row(sums, row, lines, (middle, middle + 1)) };
-    }
-}
-
-/// Adds the taps from `first` to `end` of the only row for each output row.
-///
-/// # Safety
-/// As [`add_row`], for every row.
-#[inline(always)]
-unsafe fn add_rows<V: Lanes, const N: usize>(
-    sums: &mut [[V; N]; ROWS_AT_ONCE],
-    rows: [*const f32; ROWS_AT_ONCE],
-    line: *const f32,
-    (first, end): (usize, usize),
-) {
-    for kx in first..end {
-        // SAFETY: the contract of this function
-        unsafe {
-            let weight = V::splat(*line.add(kx));
-            for (sums, row) in sums.iter_mut().zip(rows) {
+            let weight = V::splat(tap.weights[0]);
+            for (r, sums) in sums.iter_mut().enumerate() {
+                let row = from.add(r * taps.pitch);
                 for (n, sum) in sums.iter_mut().enumerate() {
-                    let value = V::load(row.add(kx + n * V::COUNT));
+                    let value = V::load(row.add(tap.at as usize + n * V::COUNT));
                     *sum = V::add_product(*sum, weight, value);
                 }
             }
@@ -327,14 +374,26 @@ mod tests {
     #[test]
     fn sums_are_those_of_a_plain_loop() {
         let value = |i: usize| (i * 7919 % 1009) as f32 / 1009.0 - 0.3;
-        for (columns, rows) in [(1, 1), (3, 3), (9, 9), (21, 21), (51, 1), (1, 51), (5, 2)] {
-            let folded = columns == 9;
+        for (columns, rows) in [
+            (1, 1),
+            (3, 3),
+            (9, 9),
+            (21, 21),
+            (51, 1),
+            (1, 51),
+            (5, 2),
+            (7, 3),
+            (3, 2),
+        ] {
+            let folded = columns == 9 || rows == 2 && columns == 3;
             let mut weights: Vec<f32> = (0..columns * rows).map(|i| value(i + 5) / 9.0).collect();
             if folded {
                 for (y, row) in weights.chunks_exact_mut(columns).enumerate() {
                     row[0] *= f32::from(u8::from(y % 4 > 0));
-                    (0..4).for_each(|x| row[8 - x] = row[x]);
+                    (0..columns / 2).for_each(|x| row[columns - 1 - x] = row[x]);
                 }
+            }
+            if columns == 9 {
                 weights[18..27].fill(0.0);
             }
             if columns == 21 {
@@ -351,6 +410,7 @@ mod tests {
                 (15, 2),
                 (16, 3),
                 (17, 1),
+                (20, 6),
                 (40, 5),
                 (64, 4),
                 (131, 7),
@@ -379,16 +439,12 @@ mod tests {
                 for isa in Isa::available() {
                     FORCED.set(Some(isa.set()));
                     let mut out = vec![9.0; (w + 3) * h];
-                    let source = Source {
-                        values: &values,
-                        pitch,
-                    };
                     let target = Target {
                         values: &mut out,
                         pitch: w + 3,
                         size: (w, h),
                     };
-                    correlate(source, target, &Taps::rows(&weights, columns));
+                    correlate(&values, target, &Taps::rows(&weights, columns, pitch));
                     FORCED.set(None);
                     assert!(out == expected, "{isa}: {w}x{h}, {columns}x{rows} taps");
                 }

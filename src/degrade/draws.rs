@@ -81,12 +81,32 @@ pub(crate) fn field_bits(field: u64, at: usize) -> u64 {
 /// whose entries the quantile is interpolated; in the last interval, beyond 3.6 deviations, it is
 /// computed.
 #[derive(Clone, Copy)]
-pub(crate) struct Normals(&'static [[f32; 2]; INTERVALS]);
+pub(crate) struct Normals(&'static [Two; INTERVALS]);
+
+/// Two numbers that a table is read for, as one value: compilers read the fields of a structure one by one.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Two(u64);
+
+impl Two {
+    pub fn new(first: f32, second: f32) -> Two {
+        Two(u64::from(first.to_bits()) | u64::from(second.to_bits()) << 32)
+    }
+
+    #[inline(always)]
+    pub fn first(self) -> f32 {
+        f32::from_bits(self.0 as u32)
+    }
+
+    #[inline(always)]
+    pub fn second(self) -> f32 {
+        f32::from_bits((self.0 >> 32) as u32)
+    }
+}
 
 impl Normals {
     /// The table, made at the first call.
     pub fn new() -> Normals {
-        static TABLE: OnceLock<Box<[[f32; 2]; INTERVALS]>> = OnceLock::new();
+        static TABLE: OnceLock<Box<[Two; INTERVALS]>> = OnceLock::new();
         Normals(TABLE.get_or_init(|| {
             let value = |i: usize| match i {
                 INTERVALS => 0.0, // replaced: numbers of the last interval are computed
@@ -94,7 +114,7 @@ impl Normals {
             };
             Box::new(std::array::from_fn(|i| {
                 let start = value(i);
-                [start as f32, (value(i + 1) - start) as f32]
+                Two::new(start as f32, (value(i + 1) - start) as f32)
             }))
         }))
     }
@@ -102,12 +122,18 @@ impl Normals {
     /// Standard normal numbers.
     #[inline(always)]
     pub fn block<const N: usize>(self, bits: &[u32; N]) -> [f32; N] {
+        // a loop of its own for what the processor cannot do for several numbers at once
+        let mut entries = [Two::default(); N];
+        for (entry, &bits) in entries.iter_mut().zip(bits) {
+            *entry = self.0[(bits << 1 >> PART_BITS) as usize];
+        }
         let mut out = [0.0; N];
         let mut largest = 0;
-        for (out, &bits) in out.iter_mut().zip(bits) {
-            let place = bits << 1;
+        for i in 0..N {
+            let place = bits[i] << 1;
             largest = largest.max(place);
-            *out = signed(self.between(place), bits);
+            let size = entries[i].first() + entries[i].second() * part_of(place);
+            out[i] = signed(size, bits[i]);
         }
         // one number in 4096
         if largest >> PART_BITS == INTERVALS as u32 - 1 {
@@ -118,13 +144,6 @@ impl Normals {
             }
         }
         out
-    }
-
-    /// The size of a number by its place in the table.
-    #[inline(always)]
-    fn between(self, place: u32) -> f32 {
-        let [start, step] = self.0[(place >> PART_BITS) as usize];
-        start + step * part_of(place)
     }
 }
 

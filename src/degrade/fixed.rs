@@ -105,7 +105,7 @@ impl FixedRows<'_> {
         let sums = &mut bytemuck::cast_slice_mut(self.padded)[..2 * half];
         for (from, to) in plane.chunks_exact(w).zip(filtered.chunks_exact_mut(w)) {
             to_whole(from, &mut line[radius..radius + w]);
-            mirror_ends(&mut line[..w + 2 * radius], radius);
+            mirror_whole(&mut line[..w + 2 * radius], radius);
             let pass = Pass {
                 pairs: bytemuck::cast_slice(line),
                 from_row: 0,
@@ -142,16 +142,23 @@ dispatch! {
 }
 
 dispatch! {
+    /// [`mirror_ends`] of whole numbers.
+    fn mirror_whole(line: &mut [i16], radius: usize) {
+        mirror_ends(line, radius);
+    }
+}
+
+dispatch! {
     /// Divides the sums of even and of odd places by the sum of the weights.
     fn narrow(even: &[i32], odd: &[i32], shift: u32, out: &mut [i16]) {
         let half = 1 << (shift - 1);
-        let divided = |sum: i32| (sum.wrapping_add(half) >> shift) as i16;
-        let (pairs, rest) = out.as_chunks_mut();
-        for ((even, odd), [first, second]) in even.iter().zip(odd).zip(pairs) {
-            (*first, *second) = (divided(*even), divided(*odd));
+        let divided = |sum: i32| sum.wrapping_add(half) >> shift;
+        let (pairs, rest) = out.as_chunks_mut::<2>();
+        for ((even, odd), out) in even.iter().zip(odd).zip(pairs) {
+            *out = bytemuck::cast(pair(divided(*even), divided(*odd)));
         }
         if let ([last], Some(even)) = (rest, even.last()) {
-            *last = divided(*even);
+            *last = divided(*even) as i16;
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use super::area::Area;
 use super::canvas::{Canvas, to_byte};
-use super::draws::{Normals, Stream, field_bits};
+use super::draws::{Normals, Stream, Two, field_bits};
 use super::keys::{Keys, Numbers, Range};
 use super::lanes::dispatch;
 use serde_json::{Value as Json, json};
@@ -198,19 +198,38 @@ dispatch! {
             let [added] = normals.block(&[(field_bits(field, at / 2) >> 32) as u32]);
             add(value, added);
         }
-        for (block, values) in rest.chunks_mut(NORMALS_AT_ONCE).enumerate() {
-            let mut bits = [0u32; NORMALS_AT_ONCE];
-            for (i, pair) in bits.chunks_exact_mut(2).enumerate() {
-                let place = at.div_ceil(2) + block * NORMALS_AT_ONCE / 2 + i;
-                let both = field_bits(field, place);
-                (pair[0], pair[1]) = (both as u32, (both >> 32) as u32);
+        let place = at.div_ceil(2);
+        let (blocks, last) = rest.as_chunks_mut::<NORMALS_AT_ONCE>();
+        for (block, values) in blocks.iter_mut().enumerate() {
+            let added = normals_at(field, place + block * NORMALS_AT_ONCE / 2, normals);
+            for i in 0..NORMALS_AT_ONCE {
+                add(&mut values[i], added[i]);
             }
-            let added = normals.block(&bits);
-            for (value, added) in values.iter_mut().zip(added) {
+        }
+        if !last.is_empty() {
+            let added = normals_at(field, place + blocks.len() * NORMALS_AT_ONCE / 2, normals);
+            for (value, added) in last.iter_mut().zip(added) {
                 add(value, added);
             }
         }
     }
+}
+
+/// The normal numbers of pixels, two for each place of the field from `place` on.
+#[inline(always)]
+fn normals_at(field: u64, place: usize, normals: Normals) -> [f32; NORMALS_AT_ONCE] {
+    normals.block(&bits_at(field, place))
+}
+
+/// Random bits, two numbers for each place of the field from `place` on.
+#[inline(always)]
+fn bits_at<const N: usize>(field: u64, place: usize) -> [u32; N] {
+    let mut bits = [0u32; N];
+    for (i, pair) in bits.chunks_exact_mut(2).enumerate() {
+        let both = field_bits(field, place + i);
+        (pair[0], pair[1]) = (both as u32, (both >> 32) as u32);
+    }
+    bits
 }
 
 dispatch! {
@@ -246,17 +265,24 @@ dispatch! {
 dispatch! {
     /// Writes `Poisson(x V) / V - x` for each level.
     fn add_counts(levels: &[u8], out: &mut [f32], field: u64, photons: &Photons) {
-        for (block, (levels, out)) in levels.chunks(PIXELS_AT_ONCE).zip(out.chunks_mut(PIXELS_AT_ONCE)).enumerate() {
+        let (blocks, last) = levels.as_chunks::<PIXELS_AT_ONCE>();
+        let (outs, last_out) = out.as_chunks_mut::<PIXELS_AT_ONCE>();
+        for (block, (levels, out)) in blocks.iter().zip(outs).enumerate() {
             photons.block(levels, out, field, block * PIXELS_AT_ONCE);
+        }
+        if !last.is_empty() {
+            let (mut levels, mut out) = ([u8::MAX; PIXELS_AT_ONCE], [0.0; PIXELS_AT_ONCE]);
+            levels[..last.len()].copy_from_slice(last);
+            photons.block(&levels, &mut out, field, blocks.len() * PIXELS_AT_ONCE);
+            last_out.copy_from_slice(&out[..last.len()]);
         }
     }
 }
 
 /// Poisson noise for each of the 256 levels.
 pub(super) struct Photons {
-    means: Box<[f32; 256]>,
-    /// Square roots of the variances, less that of rounding.
-    deviations: Box<[f32; 256]>,
+    /// Means, and square roots of the variances less that of rounding.
+    moments: Box<[Two; 256]>,
     /// The first level whose mean is at least [`EXPANSION_FROM`]; 256 if there is none.
     expanded_from: usize,
     /// For each level below it that occurs, the row of `sums`.
@@ -286,8 +312,9 @@ impl Photons {
             sums.push(summed(mean(level)));
         }
         Photons {
-            means: Box::new(std::array::from_fn(|level| mean(level) as f32)),
-            deviations: Box::new(std::array::from_fn(deviation)),
+            moments: Box::new(std::array::from_fn(|level| {
+                Two::new(mean(level) as f32, deviation(level))
+            })),
             expanded_from,
             rows,
             sums,
@@ -296,12 +323,10 @@ impl Photons {
         }
     }
 
-    /// `Poisson(x V) / V - x` for a level of 8 bits from `expanded_from` on, by Cornish and Fisher's
+    /// `Poisson(x V) / V - x` for the moments of a level from `expanded_from` on, by Cornish and Fisher's
     /// expansion with the skewness and the kurtosis of the distribution.
     #[inline(always)]
-    fn expanded(&self, level: u8, z: f32) -> f32 {
-        let level = usize::from(level);
-        let (mean, deviation) = (self.means[level], self.deviations[level]);
+    fn expanded(&self, mean: f32, deviation: f32, z: f32) -> f32 {
         let z2 = z * z;
         let bent = (z2 - 1.0) * (1.0 / 6.0) + z * (1.0 - z2) / (72.0 * deviation);
         let count = ((mean + deviation * z + bent) + 12_582_912.0) - 12_582_912.0;
@@ -316,24 +341,32 @@ impl Photons {
         let sums = &self.sums[usize::from(self.rows[level])];
         let mut count = 0;
         sums.iter().for_each(|sum| count += i32::from(u > *sum));
-        (count as f32 - self.means[level]) * self.share
+        (count as f32 - self.moments[level].first()) * self.share
     }
 
     /// The noise for `levels`, the first of which has the number `at`, an even one. Two levels share the
     /// 64 bits of a place of the field.
     #[inline(always)]
-    fn block(&self, levels: &[u8], out: &mut [f32], field: u64, at: usize) {
-        let mut bits = [0u32; PIXELS_AT_ONCE];
-        for (i, pair) in bits.chunks_exact_mut(2).enumerate() {
-            let both = field_bits(field, at / 2 + i);
-            (pair[0], pair[1]) = (both as u32, (both >> 32) as u32);
-        }
+    fn block(
+        &self,
+        levels: &[u8; PIXELS_AT_ONCE],
+        out: &mut [f32; PIXELS_AT_ONCE],
+        field: u64,
+        at: usize,
+    ) {
+        let bits: [u32; PIXELS_AT_ONCE] = bits_at(field, at / 2);
         let normal = self.normals.block(&bits);
-        let mut lowest = u8::MAX;
-        for ((out, &level), z) in out.iter_mut().zip(levels).zip(normal) {
-            *out = self.expanded(level, z);
-            lowest = lowest.min(level);
+        let (mut means, mut deviations) = ([0.0; PIXELS_AT_ONCE], [0.0; PIXELS_AT_ONCE]);
+        for i in 0..PIXELS_AT_ONCE {
+            let moments = self.moments[usize::from(levels[i])];
+            (means[i], deviations[i]) = (moments.first(), moments.second());
         }
+        for i in 0..PIXELS_AT_ONCE {
+            out[i] = self.expanded(means[i], deviations[i], normal[i]);
+        }
+        let lowest = levels
+            .iter()
+            .fold(u8::MAX, |lowest, level| lowest.min(*level));
         if usize::from(lowest) >= self.expanded_from {
             return;
         }
@@ -361,6 +394,36 @@ fn summed(mean: f64) -> [f32; MOST_PHOTONS] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::degrade::lanes::FORCED;
+    use crate::support::isa::Isa;
+
+    /// The noise of a pixel is that of its number, wherever it lies among the pixels that are computed
+    /// at once, and has the same bits for every instruction set.
+    #[test]
+    fn noise_belongs_to_the_number_of_a_pixel() {
+        let (n, field) = (201, 11);
+        let normals = Normals::new();
+        let levels: Vec<u8> = (0..n).map(|i| (i * 37 % 256) as u8).collect();
+        let photons = Photons::new(&levels);
+        let mut single = vec![0.5f32; n];
+        for (i, value) in single.iter_mut().enumerate() {
+            add_normal(std::slice::from_mut(value), field, i, 0.1, normals);
+        }
+        let mut counts = vec![9.0; n];
+        add_counts(&levels, &mut counts, field, &photons);
+        for isa in Isa::available() {
+            FORCED.set(Some(isa.set()));
+            for (start, end) in [(0, 1), (0, 32), (1, 64), (3, 70), (64, 201), (0, 201)] {
+                let mut values = vec![0.5f32; end - start];
+                add_normal(&mut values, field, start, 0.1, normals);
+                assert!(values == single[start..end], "{isa}: {start} to {end}");
+                let mut some = vec![9.0; end];
+                add_counts(&levels[..end], &mut some, field, &photons);
+                assert!(some == counts[..end], "{isa}: {end} levels");
+            }
+            FORCED.set(None);
+        }
+    }
 
     /// Mean, variance and skewness of Poisson counts for means on both sides of the change of
     /// method.

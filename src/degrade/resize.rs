@@ -344,10 +344,10 @@ impl Canvas {
                 if drawn.to.1 < drawn.from.1 {
                     let between = &mut self.padded[..w * new_h];
                     y.columns(from, between, w);
-                    x.rows(between, to, w, &mut self.lines);
+                    x.rows(between, to, w, self.lines.lines());
                 } else {
                     let between = &mut self.padded[..new_w * h];
-                    x.rows(from, between, w, &mut self.lines);
+                    x.rows(from, between, w, self.lines.lines());
                     y.columns(between, to, new_w);
                 }
             }

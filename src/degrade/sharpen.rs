@@ -154,7 +154,7 @@ impl Canvas {
         let (mask, filtered) = rest.split_at_mut(n);
         let mut rows = FixedRows {
             size,
-            lines: &mut self.lines,
+            lines: self.lines.lines(),
             filtered,
             padded: &mut self.padded,
         };
@@ -178,7 +178,7 @@ impl Canvas {
         let blurred = &mut self.other[..n];
         for plane in self.planes[..3 * n].chunks_exact_mut(n) {
             let mut rows = FilteredRows::new(&mut self.padded, size, row.len() / 2);
-            rows.fill(plane, &row, &mut self.lines);
+            rows.fill(plane, &row, self.lines.lines());
             rows.filter(&row, blurred);
             overshoot(plane, blurred, drawn.amount as f32);
         }
