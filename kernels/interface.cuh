@@ -491,6 +491,8 @@ typedef ReconstructArguments reconstruct_arguments;
 enum { reconstruct_threads = 256 };
 typedef ReconstructArguments reconstruct_x2_arguments;
 enum { reconstruct_x2_threads = 256 };
+typedef ReconstructArguments reconstruct_x2_deep_arguments;
+enum { reconstruct_x2_deep_threads = 256 };
 
 struct ReconstructBackArguments {
     // As fold_conv made it.
