@@ -805,11 +805,8 @@ struct View {
     int stride;
     // The first channel.
     int first;
-    // Above 1: the buffer holds the pixel shuffle of what the kernel reads.
-    int shuffle;
-    int reserved;
 };
-static_assert(sizeof(View) == 32, "the layout that Rust writes");
+static_assert(sizeof(View) == 24, "the layout that Rust writes");
 
 // Channels of a buffer that a kernel writes.
 struct Place {
@@ -821,10 +818,9 @@ struct Place {
     int stride;
     // The first channel.
     int first;
-    // As in View.
-    int shuffle;
     // 1: added to what is there.
     int add;
+    int reserved;
 };
 static_assert(sizeof(Place) == 32, "the layout that Rust writes");
 
@@ -886,7 +882,7 @@ struct PlainConvArguments {
     int filled;
     int reserved;
 };
-static_assert(sizeof(PlainConvArguments) == 264, "the layout that Rust writes");
+static_assert(sizeof(PlainConvArguments) == 248, "the layout that Rust writes");
 typedef PlainConvArguments plain_conv_arguments;
 enum { plain_conv_threads = 256 };
 
@@ -920,7 +916,7 @@ struct PlainConvWeightsArguments {
     // Blocks that share the pixels.
     int splits;
 };
-static_assert(sizeof(PlainConvWeightsArguments) == 168, "the layout that Rust writes");
+static_assert(sizeof(PlainConvWeightsArguments) == 152, "the layout that Rust writes");
 typedef PlainConvWeightsArguments plain_conv_weights_arguments;
 enum { plain_conv_weights_threads = 256 };
 
@@ -947,7 +943,7 @@ struct PlainDepthwiseArguments {
     int transposed;
     int reserved;
 };
-static_assert(sizeof(PlainDepthwiseArguments) == 224, "the layout that Rust writes");
+static_assert(sizeof(PlainDepthwiseArguments) == 208, "the layout that Rust writes");
 typedef PlainDepthwiseArguments plain_depthwise_arguments;
 enum { plain_depthwise_threads = 256 };
 
@@ -969,7 +965,7 @@ struct PlainDepthwiseWeightsArguments {
     // Blocks that share the strips of pixels.
     int splits;
 };
-static_assert(sizeof(PlainDepthwiseWeightsArguments) == 144, "the layout that Rust writes");
+static_assert(sizeof(PlainDepthwiseWeightsArguments) == 128, "the layout that Rust writes");
 typedef PlainDepthwiseWeightsArguments plain_depthwise_weights_arguments;
 enum { plain_depthwise_weights_threads = 256 };
 
@@ -1540,7 +1536,7 @@ struct MatrixConvArguments {
     // 1x1: the first output of the launch, in groups of 32.
     int first;
 };
-static_assert(sizeof(MatrixConvArguments) == 240, "the layout that Rust writes");
+static_assert(sizeof(MatrixConvArguments) == 224, "the layout that Rust writes");
 typedef MatrixConvArguments matrix_conv_arguments;
 enum { matrix_conv_threads = 256 };
 typedef MatrixConvArguments matrix_conv_narrow_arguments;
@@ -1568,7 +1564,7 @@ struct MatrixConvWeightsArguments {
     int splits;
     int reserved;
 };
-static_assert(sizeof(MatrixConvWeightsArguments) == 144, "the layout that Rust writes");
+static_assert(sizeof(MatrixConvWeightsArguments) == 128, "the layout that Rust writes");
 typedef MatrixConvWeightsArguments matrix_conv_weights_arguments;
 enum { matrix_conv_weights_threads = 256 };
 
@@ -1592,6 +1588,6 @@ struct MatrixPointwiseWeightsArguments {
     // Blocks that share the pixels.
     int splits;
 };
-static_assert(sizeof(MatrixPointwiseWeightsArguments) == 144, "the layout that Rust writes");
+static_assert(sizeof(MatrixPointwiseWeightsArguments) == 128, "the layout that Rust writes");
 typedef MatrixPointwiseWeightsArguments matrix_pointwise_weights_arguments;
 enum { matrix_pointwise_weights_threads = 256 };

@@ -271,7 +271,7 @@ pub(super) fn forward(
         };
         return matrix_conv::multiply(l, c, w, pass);
     }
-    if c.is_depthwise() && output.shuffle == 1 {
+    if c.is_depthwise() {
         return depthwise(
             l,
             c,

@@ -47,8 +47,6 @@ const NO_VIEW: View = View {
     floats: Address::NULL,
     stride: 0,
     first: 0,
-    shuffle: 1,
-    reserved: 0,
 };
 
 /// The identity.
@@ -78,8 +76,8 @@ fn place(v: View, add: bool) -> Place {
         floats: v.floats,
         stride: v.stride,
         first: v.first,
-        shuffle: v.shuffle,
         add: add.into(),
+        reserved: 0,
     }
 }
 
