@@ -1485,6 +1485,21 @@ static_assert(sizeof(PlainTokenGradientsArguments) == 104, "the layout that Rust
 typedef PlainTokenGradientsArguments plain_token_gradients_arguments;
 enum { plain_token_gradients_threads = 256 };
 
+// RMSNorm ahead of a 1x1 convolution, as in PlainRmsNormArguments.
+struct PixelNorm {
+    const float* scale;
+    const float* bias;
+    // `[images][h][w][inputs]` of the convolution: the normalised values, for the backward pass;
+    // or null.
+    act* output;
+    // Rows and columns of an image that is normalised.
+    int h;
+    int w;
+    float epsilon;
+    int reserved;
+};
+static_assert(sizeof(PixelNorm) == 40, "the layout that Rust writes");
+
 struct MatrixConvPackArguments {
     // `[outputs][inputs][kernel][kernel]`; transposed `[inputs][outputs]...`
     const float* weight;
@@ -1516,6 +1531,8 @@ struct MatrixConvArguments {
     ChannelFunction function;
     // As in PlainConvArguments.
     ChannelFunction back;
+    // matrix_pointwise_norm alone reads it; `input` is then the input of the norm.
+    PixelNorm norm;
     // What the packing kernel made of the weights, and their gain.
     const act* packed;
     // `[outputs]`, or null.
@@ -1536,13 +1553,15 @@ struct MatrixConvArguments {
     // 1x1: the first output of the launch, in groups of 32.
     int first;
 };
-static_assert(sizeof(MatrixConvArguments) == 224, "the layout that Rust writes");
+static_assert(sizeof(MatrixConvArguments) == 264, "the layout that Rust writes");
 typedef MatrixConvArguments matrix_conv_arguments;
 enum { matrix_conv_threads = 256 };
 typedef MatrixConvArguments matrix_conv_narrow_arguments;
 enum { matrix_conv_narrow_threads = 256 };
 typedef MatrixConvArguments matrix_pointwise_arguments;
 enum { matrix_pointwise_threads = 256 };
+typedef MatrixConvArguments matrix_pointwise_norm_arguments;
+enum { matrix_pointwise_norm_threads = 256 };
 typedef MatrixConvArguments matrix_pointwise_deep_arguments;
 enum { matrix_pointwise_deep_threads = 256 };
 

@@ -15,7 +15,7 @@ mod compose;
 pub(super) mod conv;
 mod matrix_conv;
 mod matrix_signatures;
-mod norm;
+pub(super) mod norm;
 mod signatures;
 mod stream;
 mod values;
@@ -30,6 +30,7 @@ use super::lowering::{Lowering, int};
 use super::reduce::{self, Sums, partial_bytes};
 use crate::plan::{Activation, BufferId, Extent, Precision, Slice};
 use anyhow::{Result, ensure};
+use matrix_signatures::PixelNorm;
 use signatures::{ChannelFunction, Place, View};
 
 /// The C text of the plain kernels' arguments, for the generated header.
@@ -57,6 +58,17 @@ const NO_FUNCTION: ChannelFunction = ChannelFunction {
     slope: 0.0,
     mean: [0.0; 3],
     factor: 1.0,
+    reserved: 0,
+};
+
+/// No norm.
+const NO_NORM: PixelNorm = PixelNorm {
+    scale: Address::NULL,
+    bias: Address::NULL,
+    output: Address::NULL,
+    h: 0,
+    w: 0,
+    epsilon: 0.0,
     reserved: 0,
 };
 
