@@ -155,7 +155,10 @@ fn a_norm_and_its_convolution_at_once() {
                 let launches = lower_range(&plan, range.clone()).unwrap();
                 host.run(&SCALARS, &launches).unwrap();
             }
-            (host.bytes(norm.output).to_vec(), host.bytes(conv.output).to_vec())
+            (
+                host.bytes(norm.output).to_vec(),
+                host.bytes(conv.output).to_vec(),
+            )
         };
         let (normed, output) = run(Order::Mixed, &[at..at + 1, at + 1..at + 2]);
         for order in ORDERS {

@@ -66,7 +66,12 @@ impl CudaOperation for RmsNorm {
 
 /// Whether one launch computes operation `at`, this norm, and the convolution after it. The two are
 /// one pass over the pixels, so the plan must not give the norm's input to the convolution's output.
-pub(in super::super) fn joins_conv(plan: &PlanData, at: usize, norm: &RmsNorm, conv: &Conv) -> bool {
+pub(in super::super) fn joins_conv(
+    plan: &PlanData,
+    at: usize,
+    norm: &RmsNorm,
+    conv: &Conv,
+) -> bool {
     let c = shape_of(conv, plan.precision);
     norm.stride() == norm.channels
         && matrix_conv::takes_norm(&c, conv.activation)
