@@ -491,6 +491,8 @@ typedef ReconstructArguments reconstruct_arguments;
 enum { reconstruct_threads = 256 };
 typedef ReconstructArguments reconstruct_x2_arguments;
 enum { reconstruct_x2_threads = 256 };
+typedef ReconstructArguments reconstruct_x2_deep_arguments;
+enum { reconstruct_x2_deep_threads = 256 };
 
 struct ReconstructBackArguments {
     // As fold_conv made it.
@@ -803,11 +805,8 @@ struct View {
     int stride;
     // The first channel.
     int first;
-    // Above 1: the buffer holds the pixel shuffle of what the kernel reads.
-    int shuffle;
-    int reserved;
 };
-static_assert(sizeof(View) == 32, "the layout that Rust writes");
+static_assert(sizeof(View) == 24, "the layout that Rust writes");
 
 // Channels of a buffer that a kernel writes.
 struct Place {
@@ -819,10 +818,9 @@ struct Place {
     int stride;
     // The first channel.
     int first;
-    // As in View.
-    int shuffle;
     // 1: added to what is there.
     int add;
+    int reserved;
 };
 static_assert(sizeof(Place) == 32, "the layout that Rust writes");
 
@@ -884,7 +882,7 @@ struct PlainConvArguments {
     int filled;
     int reserved;
 };
-static_assert(sizeof(PlainConvArguments) == 264, "the layout that Rust writes");
+static_assert(sizeof(PlainConvArguments) == 248, "the layout that Rust writes");
 typedef PlainConvArguments plain_conv_arguments;
 enum { plain_conv_threads = 256 };
 
@@ -918,7 +916,7 @@ struct PlainConvWeightsArguments {
     // Blocks that share the pixels.
     int splits;
 };
-static_assert(sizeof(PlainConvWeightsArguments) == 168, "the layout that Rust writes");
+static_assert(sizeof(PlainConvWeightsArguments) == 152, "the layout that Rust writes");
 typedef PlainConvWeightsArguments plain_conv_weights_arguments;
 enum { plain_conv_weights_threads = 256 };
 
@@ -945,7 +943,7 @@ struct PlainDepthwiseArguments {
     int transposed;
     int reserved;
 };
-static_assert(sizeof(PlainDepthwiseArguments) == 224, "the layout that Rust writes");
+static_assert(sizeof(PlainDepthwiseArguments) == 208, "the layout that Rust writes");
 typedef PlainDepthwiseArguments plain_depthwise_arguments;
 enum { plain_depthwise_threads = 256 };
 
@@ -967,7 +965,7 @@ struct PlainDepthwiseWeightsArguments {
     // Blocks that share the strips of pixels.
     int splits;
 };
-static_assert(sizeof(PlainDepthwiseWeightsArguments) == 144, "the layout that Rust writes");
+static_assert(sizeof(PlainDepthwiseWeightsArguments) == 128, "the layout that Rust writes");
 typedef PlainDepthwiseWeightsArguments plain_depthwise_weights_arguments;
 enum { plain_depthwise_weights_threads = 256 };
 
@@ -1487,6 +1485,21 @@ static_assert(sizeof(PlainTokenGradientsArguments) == 104, "the layout that Rust
 typedef PlainTokenGradientsArguments plain_token_gradients_arguments;
 enum { plain_token_gradients_threads = 256 };
 
+// RMSNorm ahead of a 1x1 convolution, as in PlainRmsNormArguments.
+struct PixelNorm {
+    const float* scale;
+    const float* bias;
+    // `[images][h][w][inputs]` of the convolution: the normalised values, for the backward pass;
+    // or null.
+    act* output;
+    // Rows and columns of an image that is normalised.
+    int h;
+    int w;
+    float epsilon;
+    int reserved;
+};
+static_assert(sizeof(PixelNorm) == 40, "the layout that Rust writes");
+
 struct MatrixConvPackArguments {
     // `[outputs][inputs][kernel][kernel]`; transposed `[inputs][outputs]...`
     const float* weight;
@@ -1518,6 +1531,8 @@ struct MatrixConvArguments {
     ChannelFunction function;
     // As in PlainConvArguments.
     ChannelFunction back;
+    // matrix_pointwise_norm alone reads it; `input` is then the input of the norm.
+    PixelNorm norm;
     // What the packing kernel made of the weights, and their gain.
     const act* packed;
     // `[outputs]`, or null.
@@ -1538,13 +1553,15 @@ struct MatrixConvArguments {
     // 1x1: the first output of the launch, in groups of 32.
     int first;
 };
-static_assert(sizeof(MatrixConvArguments) == 240, "the layout that Rust writes");
+static_assert(sizeof(MatrixConvArguments) == 264, "the layout that Rust writes");
 typedef MatrixConvArguments matrix_conv_arguments;
 enum { matrix_conv_threads = 256 };
 typedef MatrixConvArguments matrix_conv_narrow_arguments;
 enum { matrix_conv_narrow_threads = 256 };
 typedef MatrixConvArguments matrix_pointwise_arguments;
 enum { matrix_pointwise_threads = 256 };
+typedef MatrixConvArguments matrix_pointwise_norm_arguments;
+enum { matrix_pointwise_norm_threads = 256 };
 typedef MatrixConvArguments matrix_pointwise_deep_arguments;
 enum { matrix_pointwise_deep_threads = 256 };
 
@@ -1566,7 +1583,7 @@ struct MatrixConvWeightsArguments {
     int splits;
     int reserved;
 };
-static_assert(sizeof(MatrixConvWeightsArguments) == 144, "the layout that Rust writes");
+static_assert(sizeof(MatrixConvWeightsArguments) == 128, "the layout that Rust writes");
 typedef MatrixConvWeightsArguments matrix_conv_weights_arguments;
 enum { matrix_conv_weights_threads = 256 };
 
@@ -1590,6 +1607,6 @@ struct MatrixPointwiseWeightsArguments {
     // Blocks that share the pixels.
     int splits;
 };
-static_assert(sizeof(MatrixPointwiseWeightsArguments) == 144, "the layout that Rust writes");
+static_assert(sizeof(MatrixPointwiseWeightsArguments) == 128, "the layout that Rust writes");
 typedef MatrixPointwiseWeightsArguments matrix_pointwise_weights_arguments;
 enum { matrix_pointwise_weights_threads = 256 };

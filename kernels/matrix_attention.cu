@@ -99,6 +99,15 @@ DEVICE void store_row(act* to, const float (&sums)[2][2][4], int r, float factor
     for (int i = 0; i < 2; i++) result.word[i] = pack_half(factor * sums[r / 2][i][r % 2 * 2], factor * sums[r / 2][i][r % 2 * 2 + 1]);
     store_pair(to, threadIdx.x % 4, result);
 }
+// Stores the gradients of a warp's 32 queries (part 0), keys (1) or values (2), times a factor.
+DEVICE void store_gradients(act* d_qkv, const WindowSizes& s, const WindowBlock& b, int part, const float (&sums)[2][2][4], float factor) {
+    Lane l = lane_position();
+    UNROLL
+    for (int r = 0; r < 4; r++) {
+        int token = b.first + l.warp * 32 + 8 * r + l.group;
+        if (token < s.window * s.window) store_row(d_qkv + head_at(s, token_at(s, b, token).padded, part, b.head), sums, r, factor);
+    }
+}
 // Loads a tile of keys and values; zeros behind the last one.
 DEVICE void load_matrix_keys(Wide* keys, Wide* values, const act* qkv, const WindowSizes& s, const WindowBlock& b, int first) {
     int token = first + threadIdx.x;
@@ -234,6 +243,12 @@ KERNEL_CROWDED(matrix_window_attention_queries, 2) {
             dot += shuffle_xor(dot, 2);
             mean[r] = dot / a.sum[r];
             logarithm[r] = a.largest[r] + log2f(a.sum[r]);
+            int query = first_query + 8 * r + l.group;
+            if (query < tokens && l.t == 0) {
+                float* to = arg.statistics + ((long long)token_at(s, b, query).padded * s.heads + b.head) * 2;
+                to[0] = logarithm[r];
+                to[1] = mean[r];
+            }
         }
     }
     clear(d_q);
@@ -266,17 +281,7 @@ KERNEL_CROWDED(matrix_window_attention_queries, 2) {
             add_tokens(d_q, words[0], words[1], keys, k);
         }
     }
-    UNROLL
-    for (int r = 0; r < 4; r++) {
-        int query = first_query + 8 * r + l.group;
-        if (query >= tokens) continue;
-        int padded = token_at(s, b, query).padded;
-        store_row(arg.d_qkv + head_at(s, padded, 0, b.head), d_q, r, s.factor * LN_2);
-        if (l.t > 0) continue;
-        float* to = arg.statistics + ((long long)padded * s.heads + b.head) * 2;
-        to[0] = logarithm[r];
-        to[1] = mean[r];
-    }
+    store_gradients(arg.d_qkv, s, b, 0, d_q, s.factor * LN_2);
 }
 
 // The gradients of keys and values: a warp has 32 keys, the rows of its scores; queries, gradients and
@@ -338,13 +343,7 @@ KERNEL_CROWDED(matrix_window_attention_keys, 2) {
             add_tokens(d_k, d_scores[0], d_scores[1], queries, at);
         }
     }
-    UNROLL
-    for (int r = 0; r < 4; r++) {
-        int key = first_key + 8 * r + l.group;
-        if (key >= tokens) continue;
-        int at = token_at(s, b, key).padded;
-        store_row(arg.d_qkv + head_at(s, at, 1, b.head), d_k, r, s.factor * LN_2);
-        store_row(arg.d_qkv + head_at(s, at, 2, b.head), d_v, r, 1.0f);
-    }
+    store_gradients(arg.d_qkv, s, b, 1, d_k, s.factor * LN_2);
+    store_gradients(arg.d_qkv, s, b, 2, d_v, 1.0f);
 }
 #endif

@@ -1,5 +1,5 @@
 // Dense 1x1 convolutions of 16 inputs or more and any number of outputs on tensor cores, and their
-// gradients, in half precision. Depends on plain_conv.cu and matrix_conv.cu.
+// gradients, in half precision. Depends on plain_conv.cu, matrix_conv.cu and plain_norm.cu.
 //
 // A pixel needs nothing of its neighbours, so a warp takes 32 consecutive pixels, whatever image they
 // are in, and reads its operands from device memory into registers: of every 32 inputs lane t has 8t
@@ -10,11 +10,13 @@
 // once, which both kernels keep to in one launch.
 //
 // matrix_pointwise: up to 64 inputs, which stay in registers for up to 256 outputs of a launch, 32 at a time.
+// matrix_pointwise_norm: the same of the RMSNorm of the inputs.
 // matrix_pointwise_deep: the sums of 64 outputs stay in registers for any number of inputs, 32 at a
 // time. It also has the sums for PReLU's slopes.
 // More outputs take more launches. Grid: persistent, or, with sums, a fixed number.
 #pragma once
 #include "matrix_conv.cu"
+#include "plain_norm.cu"
 
 #if PRECISION != 0
 
@@ -81,6 +83,56 @@ DEVICE void load_pointwise(Wide (&a)[4], const View& v, int pixel, int pixels, i
     }
 }
 
+// Loads a lane's share of the inputs of the warp's pixels as load_pointwise does, and their RMSNorm in
+// place of them: a[c] has channels 32c + 8t .. 32c + 8t + 7. Four lanes have a pixel. `factors`: the
+// scale of 64 channels, then the bias. The order of the sum is that of plain_rms_norm, whose lanes have
+// a piece each, so the bits are the same.
+DEVICE void load_normed(Wide (&a)[2][4], const MatrixConvArguments& arg, const float* factors, int pixel, int pixels) {
+    const PixelNorm& n = arg.norm;
+    const int part = threadIdx.x % 4 * 8;
+    bool whole = n.h == arg.h && n.w == arg.w;
+    int from[4];
+    UNROLL
+    for (int r = 0; r < 4; r++) {
+        int to = pixel + 8 * r;
+        from[r] = to >= pixels ? -1 : whole ? to : unpadded(to, n.h, n.w, arg.h, arg.w);
+        UNROLL
+        for (int c = 0; c < 2; c++) {
+            a[c][r] = {{0, 0, 0, 0}};
+            if (from[r] >= 0 && 32 * c + part < arg.inputs) a[c][r] = *(const Wide*)(arg.input.values + (long long)from[r] * arg.input.stride + arg.input.first + 32 * c + part);
+        }
+    }
+    float root[4];
+    UNROLL
+    for (int r = 0; r < 4; r++) {
+        float squares[2] = {0, 0};
+        UNROLL
+        for (int i = 0; i < 8; i++) {
+            float low = low_half(a[i / 4][r].word[i % 4]), high = high_half(a[i / 4][r].word[i % 4]);
+            squares[i / 4] = fmaf(high, high, fmaf(low, low, squares[i / 4]));
+        }
+        root[r] = 1.0f / sqrtf(over_lanes(squares[0] + squares[1], 4) / (float)arg.inputs + n.epsilon);
+    }
+    UNROLL
+    for (int c = 0; c < 2; c++) {
+        const Four* scale = (const Four*)(factors + 32 * c + part);
+        const Four* bias = scale + 16;
+        Four scales[2] = {scale[0], scale[1]}, biases[2] = {bias[0], bias[1]};
+        UNROLL
+        for (int r = 0; r < 4; r++) {
+            Wide& piece = a[c][r];
+            UNROLL
+            for (int i = 0; i < 4; i++) {
+                const float *s = scales[i / 2].value + i % 2 * 2, *b = biases[i / 2].value + i % 2 * 2;
+                float low = fmaf(low_half(piece.word[i]) * root[r], s[0], b[0]), high = fmaf(high_half(piece.word[i]) * root[r], s[1], b[1]);
+                piece.word[i] = from[r] >= 0 ? pack_half(low, high) : 0;
+            }
+            int to = pixel + 8 * r;
+            if (n.output && to < pixels && 32 * c + part < arg.inputs) *(Wide*)(n.output + (long long)to * arg.inputs + 32 * c + part) = piece;
+        }
+    }
+}
+
 // Starts sums of a lane's pixels (two times 16 of the warp's) and eight outputs with the biases.
 DEVICE void start_pointwise(float (&sums)[2][4][4], const float* biases) {
     Four low = ((const Four*)biases)[0], high = ((const Four*)biases)[1];
@@ -138,18 +190,20 @@ DEVICE void finish_pointwise(const MatrixConvArguments& arg, const float (&sums)
     }
 }
 
-// What a block has in shared memory: the weights and biases of some outputs, and with sums for slopes
-// [8 x 32s of outputs][thread] f32.
+// What a block has in shared memory: the weights and biases of some outputs; ahead of a norm its
+// factors, of 64 channels each; with sums for slopes [8 x 32s of outputs][thread] f32.
 struct PointwiseShared {
     Wide* weights;
-    float *biases, *slopes;
+    float *biases, *factors, *slopes;
 };
-// Fills weights and biases of `count` groups of 32 outputs.
+// Fills weights and biases of `count` groups of 32 outputs, and the factors of a norm.
+template <bool NORM = false>
 DEVICE PointwiseShared share_pointwise(const MatrixConvArguments& arg, int count) {
     int chunks = (arg.inputs + 31) / 32, pieces = count * chunks * POINTWISE_SHARE;
     PointwiseShared s;
     s.weights = (Wide*)shared_memory();
     s.biases = (float*)(s.weights + pieces);
+    s.factors = s.biases + 32 * count;
     s.slopes = arg.slope_partials ? s.biases + 32 * count + threadIdx.x : nullptr;
     const Wide* packed = (const Wide*)arg.packed + (long long)arg.first * chunks * POINTWISE_SHARE;
     float gain = arg.gain ? *arg.gain : 1.0f;
@@ -164,6 +218,10 @@ DEVICE PointwiseShared share_pointwise(const MatrixConvArguments& arg, int count
         for (int k = 0; k < 4; k++)
             if (i + 256 * k < pieces) s.weights[i + 256 * k] = loaded[k];
     }
+    if (NORM && threadIdx.x < 128) {
+        int channel = threadIdx.x % 64;
+        s.factors[threadIdx.x] = channel < arg.inputs ? (threadIdx.x < 64 ? arg.norm.scale : arg.norm.bias)[channel] : 0.0f;
+    }
     for (int i = threadIdx.x; i < 32 * count; i += 256) s.biases[i] = arg.bias && 32 * arg.first + i < arg.outputs ? gain * arg.bias[32 * arg.first + i] : 0.0f;
     barrier();
     return s;
@@ -175,18 +233,20 @@ DEVICE int pointwise_groups(const MatrixConvArguments& arg, int most) {
     return left < most ? left : most;
 }
 
-KERNEL_CROWDED(matrix_pointwise, 2) {
+template <bool NORM>
+DEVICE void pointwise_tiles(const MatrixConvArguments& arg) {
     const int pixels = arg.images * arg.h * arg.w, tiles = (pixels + MATRIX_POINTWISE_PIXELS - 1) / MATRIX_POINTWISE_PIXELS;
     const int chunks = (arg.inputs + 31) / 32, count = pointwise_groups(arg, MATRIX_POINTWISE_GROUPS);
     Lane l = lane_position();
-    PointwiseShared s = share_pointwise(arg, count);
+    PointwiseShared s = share_pointwise<NORM>(arg, count);
     for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
         int pixel = tile * MATRIX_POINTWISE_PIXELS + l.warp * 32 + l.group;
         Wide a[2][4];
+        if (NORM) load_normed(a, arg, s.factors, pixel, pixels);
         UNROLL
-        for (int c = 0; c < 2; c++) load_pointwise(a[c], arg.input, pixel, pixels, 32 * c + 8 * l.t, arg.inputs);
+        for (int c = 0; c < 2 && !NORM; c++) load_pointwise(a[c], arg.input, pixel, pixels, 32 * c + 8 * l.t, arg.inputs);
         UNROLL
-        for (int i = 0; i < 8; i++) activate_piece(a[i / 4][i % 4], arg.function, i / 4 * 32 + 8 * l.t, arg.inputs);
+        for (int i = 0; i < 8 && !NORM; i++) activate_piece(a[i / 4][i % 4], arg.function, i / 4 * 32 + 8 * l.t, arg.inputs);
         ROLLED
         for (int g = 0; g < count; g++) {
             float sums[2][4][4];
@@ -197,6 +257,8 @@ KERNEL_CROWDED(matrix_pointwise, 2) {
         }
     }
 }
+KERNEL_CROWDED(matrix_pointwise, 2) { pointwise_tiles<false>(arg); }
+KERNEL_CROWDED(matrix_pointwise_norm, 2) { pointwise_tiles<true>(arg); }
 
 KERNEL_CROWDED(matrix_pointwise_deep, 2) {
     const int pixels = arg.images * arg.h * arg.w, tiles = (pixels + MATRIX_POINTWISE_PIXELS - 1) / MATRIX_POINTWISE_PIXELS;

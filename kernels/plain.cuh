@@ -53,21 +53,16 @@ DEVICE void put_piece(act* to, float (&v)[PIECE], int add) {
     store_piece(to, v);
 }
 
-// The element of a View or Place: of pixel (y, x) of an image of h x w, channel `channel`. With
-// `shuffle` above 1 the memory holds the pixel shuffle of these values: `shuffle` times as many rows
-// and columns, and channel c x shuffle^2 + dy x shuffle + dx at (y x shuffle + dy, x x shuffle + dx).
-DEVICE long long element(int stride, int first, int shuffle, long long image, int y, int x, int h, int w, int channel) {
-    if (shuffle == 1) return ((image * h + y) * w + x) * stride + first + channel;
-    int c = channel / (shuffle * shuffle), phase = channel - c * shuffle * shuffle;
-    int dy = phase / shuffle, dx = phase - dy * shuffle;
-    return ((image * h * shuffle + (long long)y * shuffle + dy) * w * shuffle + (long long)x * shuffle + dx) * stride + first + c;
+// The element of a View or Place: of pixel (y, x) of an image of h x w, channel `channel`.
+DEVICE long long element(int stride, int first, long long image, int y, int x, int h, int w, int channel) {
+    return ((image * h + y) * w + x) * stride + first + channel;
 }
 DEVICE float view_value(const View& v, long long image, int y, int x, int h, int w, int channel) {
-    long long at = element(v.stride, v.first, v.shuffle, image, y, x, h, w, channel);
+    long long at = element(v.stride, v.first, image, y, x, h, w, channel);
     return v.floats ? v.floats[at] : to_float(v.values[at]);
 }
 DEVICE void put_value(const Place& p, long long image, int y, int x, int h, int w, int channel, float value) {
-    long long at = element(p.stride, p.first, p.shuffle, image, y, x, h, w, channel);
+    long long at = element(p.stride, p.first, image, y, x, h, w, channel);
     if (p.floats) {
         p.floats[at] = p.add ? p.floats[at] + value : value;
     } else {

@@ -96,8 +96,8 @@ DEVICE void multiply_chunk(float (&sums)[4][8], const float* tile, const float* 
 DEVICE void store_octet(const Place& p, const float (&v)[8], long long image, int y, int x, int h, int w, int channel, int count) {
 #if PRECISION != 0
     // an octet of a group of channels need not begin at 16 bytes
-    if (count >= 8 && !p.floats && p.shuffle == 1 && !p.add && (p.first + channel) % 8 == 0) {
-        store_piece(p.values + element(p.stride, p.first, 1, image, y, x, h, w, channel), v);
+    if (count >= 8 && !p.floats && !p.add && (p.first + channel) % 8 == 0) {
+        store_piece(p.values + element(p.stride, p.first, image, y, x, h, w, channel), v);
         return;
     }
 #endif
@@ -296,17 +296,17 @@ KERNEL(plain_depthwise) {
             int row = y - reach + tap / arg.kernel * arg.dilation, column = x - reach + tap % arg.kernel * arg.dilation;
             if (!inside(row, column, h, w)) continue;
             float v[PIECE];
-            load_piece(arg.input.values + element(arg.input.stride, arg.input.first, 1, image, row, column, h, w, channel), v);
+            load_piece(arg.input.values + element(arg.input.stride, arg.input.first, image, row, column, h, w, channel), v);
             UNROLL
             for (int k = 0; k < PIECE; k++) sums[k] = fmaf(function_value(arg.function, v[k], channel + k), weights[tap * padded + channel + k], sums[k]);
         }
         if (arg.transposed && arg.back.kind != FUNCTION_NONE) {
             float z[PIECE];
-            load_piece(arg.z.values + element(arg.z.stride, arg.z.first, 1, image, y, x, h, w, channel), z);
+            load_piece(arg.z.values + element(arg.z.stride, arg.z.first, image, y, x, h, w, channel), z);
             UNROLL
             for (int k = 0; k < PIECE; k++) sums[k] *= function_slope(arg.back, z[k], channel + k);
         }
-        put_piece(arg.output.values + element(arg.output.stride, arg.output.first, 1, image, y, x, h, w, channel), sums, arg.output.add);
+        put_piece(arg.output.values + element(arg.output.stride, arg.output.first, image, y, x, h, w, channel), sums, arg.output.add);
     }
 }
 

@@ -1,4 +1,5 @@
 // RMSNorm over channels, and channel attention. Depends on plain.cuh. Bound by memory.
+#pragma once
 #include "plain.cuh"
 
 // Eight lanes share a pixel of the forward pass; a warp has four.

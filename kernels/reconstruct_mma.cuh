@@ -154,11 +154,11 @@ DEVICE void copy_fragments(Wide* to, const Wide* from) {
     }
 }
 
-// SCALE: 2, or 0 for any scale.
-template <int SCALE>
+// SCALE: 2, or 0 for any scale. CHUNKS: 1, or 0 for any number of features.
+template <int SCALE, int CHUNKS>
 DEVICE void reconstruct_tiles(const ReconstructArguments& arg) {
     const int h = arg.h, w = arg.w;
-    const int scale = SCALE ? SCALE : arg.scale, groups = slot_groups(scale), chunks = arg.chunks;
+    const int scale = SCALE ? SCALE : arg.scale, groups = slot_groups(scale), chunks = CHUNKS ? CHUNKS : arg.chunks;
     Wide* tile = (Wide*)shared_memory();
     Wide* weights = tile + 2 * HALF_PLANE;
     float* cells = (float*)(weights + 25 * FRAGMENT);
@@ -267,9 +267,11 @@ DEVICE void reconstruct_tiles(const ReconstructArguments& arg) {
     if (threadIdx.x == 0) arg.loss_partials[blockIdx.x] = total;
 }
 
-// Scale 2 has a kernel of its own, which needs half as many registers for indices.
-KERNEL_CROWDED(reconstruct, 2) { reconstruct_tiles<0>(arg); }
-KERNEL_CROWDED(reconstruct_x2, 2) { reconstruct_tiles<2>(arg); }
+// Scale 2 has kernels of its own, which need half as many registers for indices: for 16 features, and
+// for more.
+KERNEL_CROWDED(reconstruct, 2) { reconstruct_tiles<0, 0>(arg); }
+KERNEL_CROWDED(reconstruct_x2, 2) { reconstruct_tiles<2, 1>(arg); }
+KERNEL_CROWDED(reconstruct_x2_deep, 2) { reconstruct_tiles<2, 0>(arg); }
 
 // The gradient of a group's slots on its way to shared memory in half precision, with two pixels
 // more on each side; a thread has the same slots of a pixel in every LINES rows.

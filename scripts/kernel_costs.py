@@ -105,7 +105,7 @@ KERNELS = [
     Kernel("conv_rgb", "conv_in", 8, 4, None, 44 * LQ, 1, lambda w: []),
     Kernel("nano_block", "", 8, 3, None, 64 * LQ, 3, lambda w: [2], words=True),
     Kernel("conv", "conv_mid", 8, 3, None, 64 * LQ, 1, lambda w: []),
-    Kernel("reconstruct_x2", "", 8, 2, 256, 104 * LQ, 1, lambda w, t: [2, 1, 1] + edges(w, t), edges=True),
+    Kernel("reconstruct_x2", "", 8, 2, 256, 104 * LQ, 1, lambda w, t: [2, 1] + edges(w, t), edges=True),
     # With a structural loss the pixel losses have a kernel of their own, and the rest reads and writes the prediction's gradient. Eight
     # images at a time; an image has 128 patches of 32 x 16 pixels.
     Kernel("pixel_loss", "", 8, 6, 256, 24 * HR, 1, before=lambda w: [16, 0], losses=("ssim",)),

@@ -1,13 +1,24 @@
 //! Questions to a plan: its buffers, the ranges that are free, the bytes that are live, and which
 //! operations a backend may fuse. Depends on the plan's data alone.
 
-use super::{Buffer, BufferId, Error, Fusion, PlanData};
+use super::{Buffer, BufferId, Error, Fusion, PlanData, Precision};
 use std::ops::Range;
 
 impl PlanData {
     /// How operation `at` and the next one may be computed at once; `None` if they may not.
     pub fn fusion(&self, at: usize) -> Option<Fusion> {
-        self.ops.get(at)?.fusion(self.ops.get(at + 1)?)
+        let fusion = self.ops.get(at)?.fusion(self.ops.get(at + 1)?)?;
+        (!fusion.halves || self.precision != Precision::F32).then_some(fusion)
+    }
+
+    /// Whether an operation after `at` uses a buffer or, if it is a view, any part of the buffer to
+    /// which it belongs.
+    ///
+    /// # Panics
+    /// As [`PlanData::buffer`].
+    pub fn used_after(&self, id: BufferId, at: usize) -> bool {
+        let owner = self.buffer(id).parent.map_or(id, |(owner, _)| owner);
+        self.buffer(owner).live.end > at + 1
     }
 
     /// A buffer by its id.

@@ -23,10 +23,17 @@ impl PlanData {
     /// If the plan has no operation `at`.
     pub fn floor_of(&self, at: usize) -> OpFloor {
         let op = &self.ops[at];
-        let fusion = at.checked_sub(1).and_then(|before| self.fusion(before));
-        let Fusion { not_read, absorbed } = fusion.unwrap_or_default();
+        let before = at.checked_sub(1).and_then(|before| self.fusion(before));
+        let Fusion {
+            not_read, absorbed, ..
+        } = before.unwrap_or_default();
+        let handed_on = self.fusion(at).and_then(|fusion| fusion.not_read);
+        let not_written = handed_on.filter(|&id| !self.used_after(id, at + 1));
         let accesses = op.accesses().into_iter();
-        let moved = accesses.filter(|access| !absorbed && Some(access.buffer) != not_read);
+        let moved = accesses.filter(|access| {
+            let buffer = Some(access.buffer);
+            !absorbed && buffer != not_read && buffer != not_written
+        });
         OpFloor {
             bytes: moved.map(|access| self.moved(access)).sum(),
             multiply_adds: op.multiply_adds(),

@@ -1,16 +1,28 @@
 //! The plain CUDA kernels against the CPU backend, without a GPU: every operation of every network
 //! but Nano and Pro, as `kernels_host` has those of Nano.
 
-use crate::kernels_common::{ORDERS, Order};
+use crate::kernels_common::{Host, ORDERS, Order, compile, to_activations};
 use crate::kernels_host::{Case, PRECISIONS, barriers, compare_network, unnoticed_barriers};
-use crate::network_common::spec;
-use paragon::model::{Network, Recompute};
+use crate::network_common::{noise, spec};
+use paragon::backend::Scalars;
+use paragon::backend::cuda::{CudaSizing, lower_range};
+use paragon::model::{Network, Recompute, StepSpec, training_plan};
 use paragon::plan::LossKind::{self, L1};
-use paragon::plan::{Op, OptimizerKind, Precision};
+use paragon::plan::{Conv, Op, OptimizerKind, Precision, RmsNorm};
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::ops::Range;
 
 const L1_ONLY: &[(LossKind, f32)] = &[(L1, 1.0)];
+const SCALARS: Scalars = Scalars {
+    lr: 0.0,
+    step: 1,
+    clip: 1.0,
+    ema_decay: 0.0,
+    micro_scale: 1.0,
+    loss_scale: 1.0,
+    accumulate: true,
+};
 
 /// A network with settings that make it small, and parameters that give every layer an effect.
 fn network(name: &str, scale: usize, settings: &[(&str, usize)]) -> (Network, Vec<f32>) {
@@ -97,6 +109,69 @@ fn photo() {
     let case = (2, 2, (11, 18), L1_ONLY, false, Recompute::None);
     compare(&net, case, Precision::F32, (&ORDERS, false), 5);
     compare(&net, case, Precision::Bf16, (&ORDERS, false), 5);
+}
+
+/// An RMSNorm and the 1x1 convolution after it give the same bits as one launch and as two, with and
+/// without padding, whether or not the backward pass reads the normalised values.
+#[test]
+fn a_norm_and_its_convolution_at_once() {
+    let Some(program) = compile(Precision::Bf16, false) else {
+        return;
+    };
+    let (net, params) = network("photo", 2, &[("window_size", 8)]);
+    let spec = StepSpec {
+        recompute: Recompute::Block,
+        ..spec(2, (11, 18), L1_ONLY, false)
+    };
+    let sizing = |precision| CudaSizing { precision };
+    let plan = training_plan(&net, &spec, &sizing(Precision::Bf16)).unwrap();
+    let pairs: Vec<(usize, &RmsNorm, &Conv)> = (0..plan.ops.len() - 1)
+        .filter_map(|at| match (&plan.ops[at], &plan.ops[at + 1]) {
+            (Op::RmsNorm(norm), Op::Conv(conv)) if plan.fusion(at).is_some() => {
+                Some((at, norm, conv))
+            }
+            _ => None,
+        })
+        .collect();
+    // two norms a block; each block runs again for its backward pass, which reads the results
+    assert_eq!(pairs.len(), 64);
+    let again = |at: usize, norm: &RmsNorm| plan.used_after(norm.output, at + 1);
+    assert_eq!(pairs.iter().filter(|p| again(p.0, p.1)).count(), 32);
+    let of_floats = training_plan(&net, &spec, &sizing(Precision::F32)).unwrap();
+    assert!(pairs.iter().all(|p| of_floats.fusion(p.0).is_none()));
+    let alone = |kernel: &str| kernel == "plain_rms_norm";
+    let all = lower_range(&plan, plan.micro.clone()).unwrap();
+    assert!(!all.iter().any(|launch| alone(launch.kernel)));
+    // the first block, which has both norms, and its second pass
+    for &(at, norm, conv) in pairs[..2].iter().chain(&pairs[62..]) {
+        let run = |order: Order, ranges: &[Range<usize>]| {
+            let mut host = Host::new(plan.clone(), program.clone(), order);
+            let parameters = to_activations(&noise(params.len(), 7), Precision::F32);
+            host.bytes(norm.parameters).copy_from_slice(&parameters);
+            let count = norm.extent.pixels() * norm.stride();
+            let input = to_activations(&noise(count, at as u64), Precision::Bf16);
+            host.bytes(norm.input).copy_from_slice(&input);
+            for range in ranges {
+                let launches = lower_range(&plan, range.clone()).unwrap();
+                host.run(&SCALARS, &launches).unwrap();
+            }
+            (
+                host.bytes(norm.output).to_vec(),
+                host.bytes(conv.output).to_vec(),
+            )
+        };
+        let (normed, output) = run(Order::Mixed, &[at..at + 1, at + 1..at + 2]);
+        for order in ORDERS {
+            let (written, result) = run(order, &[at..at + 2]);
+            assert!(result == output, "operation {at}, {order:?}");
+            if again(at, norm) {
+                assert!(written == normed, "operation {at}, {order:?}");
+            } else {
+                // as it was before
+                assert!(written.iter().all(|&byte| byte == 0xff), "operation {at}");
+            }
+        }
+    }
 }
 
 /// Sums that are carried from image to image.

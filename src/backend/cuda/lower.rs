@@ -3,6 +3,7 @@
 
 use super::launch::{Launch, Program};
 use super::lowering::Lowering;
+use super::plain::norm;
 use super::{conv, operation, pixels, reconstruct, reduce};
 use crate::plan::{Op, PlanData};
 use anyhow::{Result, ensure};
@@ -76,6 +77,10 @@ fn fused(l: &mut Lowering<'_>, plan: &PlanData, at: usize) -> Result<bool> {
             reconstruct::forward(l, end, Some(loss))?;
             l.begin(at + 1);
             pixels::defer_loss(l, loss, reconstruct::loss_blocks(end))?;
+        }
+        (Op::RmsNorm(norm), Op::Conv(conv)) if norm::joins_conv(plan, at, norm, conv) => {
+            l.begin(at + 1);
+            norm::lower_with_conv(l, at + 1, norm, conv)?;
         }
         _ => return Ok(false),
     }

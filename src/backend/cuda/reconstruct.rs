@@ -15,8 +15,9 @@ use super::pixels;
 use super::reduce::{self, BLOCK_SUM_BYTES, Sums};
 use super::signatures::{
     BASE_BACK, BaseBackArguments, FOLD_CONV, FoldConvArguments, RECONSTRUCT, RECONSTRUCT_BACK,
-    RECONSTRUCT_BACK_X2, RECONSTRUCT_X2, ReconstructArguments, ReconstructBackArguments,
-    ReconstructGradients, ReconstructParameters, UNFOLD_GRADIENTS, UnfoldGradientsArguments,
+    RECONSTRUCT_BACK_X2, RECONSTRUCT_X2, RECONSTRUCT_X2_DEEP, ReconstructArguments,
+    ReconstructBackArguments, ReconstructGradients, ReconstructParameters, UNFOLD_GRADIENTS,
+    UnfoldGradientsArguments,
 };
 use super::tiles::{tile_pixels, tiles};
 use crate::plan::{BufferId, ParamRange, PixelLoss, Precision, Reconstruct, ReconstructBack};
@@ -145,7 +146,6 @@ pub(super) fn forward(
     o: &Reconstruct,
     loss: Option<&PixelLoss>,
 ) -> Result<()> {
-    check(o)?;
     let folded = folded_buffer(o)?;
     if o.folded.is_some_and(|c| c.first) {
         fold(l, o, folded)?;
@@ -187,10 +187,10 @@ pub(super) fn forward(
         chunks: int(chunks(o))?,
     };
     let shared = forward_bytes(l.half_precision());
-    let kernel = if l.half_precision() && o.scale == 2 {
-        &RECONSTRUCT_X2
-    } else {
-        &RECONSTRUCT
+    let kernel = match (l.half_precision() && o.scale == 2, chunks(o)) {
+        (true, 1) => &RECONSTRUCT_X2,
+        (true, _) => &RECONSTRUCT_X2_DEEP,
+        (false, _) => &RECONSTRUCT,
     };
     if loss.is_some() {
         l.launch(kernel, Shape::of(loss_blocks(o), shared), arguments)?;
@@ -245,8 +245,6 @@ fn sums_of(l: &Lowering<'_>, o: &ReconstructBack) -> Result<(Sums, Sums)> {
 
 /// Lowers the gradients of the reconstruction.
 pub(super) fn backward(l: &mut Lowering<'_>, o: &ReconstructBack) -> Result<()> {
-    let f = &o.forward;
-    check(f)?;
     let (sums, edge_sums) = sums_of(l, o)?;
     passes(l, o, &sums, &edge_sums)?;
     base_back(l, o)?;

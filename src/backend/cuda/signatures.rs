@@ -336,8 +336,10 @@ c_structs! {
     }
     kernels {
         RECONSTRUCT = reconstruct [BLOCK_THREADS, BLOCK_THREADS];
-        /// Scale 2 in half precision.
+        /// Scale 2 and FEATURES features, in half precision.
         RECONSTRUCT_X2 = reconstruct_x2 [BLOCK_THREADS, BLOCK_THREADS];
+        /// Scale 2 and more features, in half precision.
+        RECONSTRUCT_X2_DEEP = reconstruct_x2_deep [BLOCK_THREADS, BLOCK_THREADS];
     }
 
     struct ReconstructBackArguments {

@@ -1,7 +1,10 @@
 //! RMSNorm over channels, pixel by pixel.
 
 use super::access::write_or_add;
-use super::{Access, Destination, Extent, Operation, ParamRange, Slice, Tape, read, update, write};
+use super::{
+    Access, Destination, Extent, Fusion, Op, Operation, ParamRange, Slice, Tape, read, update,
+    write,
+};
 use crate::plan::{BufferId, Error};
 
 /// `scale * x / sqrt(mean(x^2) + epsilon) + bias`, where the mean is over the channels of a pixel.
@@ -73,6 +76,19 @@ impl Operation for RmsNorm {
 
     fn written(&self) -> Vec<(BufferId, Extent)> {
         vec![(self.output, self.padded)]
+    }
+
+    /// A 1x1 convolution has all channels of a pixel at once, so it may normalise them.
+    fn fusion(&self, next: &Op) -> Option<Fusion> {
+        let Op::Conv(conv) = next else {
+            return None;
+        };
+        let pointwise = (conv.kernel, conv.groups) == (1, 1) && conv.activation.is_none();
+        (conv.input == self.output && pointwise).then_some(Fusion {
+            not_read: Some(self.output),
+            halves: true,
+            ..Fusion::default()
+        })
     }
 
     fn backward(&self, tape: &mut dyn Tape) -> Result<(), Error> {

@@ -68,9 +68,12 @@ pub struct Destination {
 /// plan; what it does is done by the first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Fusion {
-    /// An input of the second operation that it does not read from memory.
+    /// An input of the second operation that it does not read from memory; the first need not
+    /// write it where no other operation reads it.
     pub not_read: Option<BufferId>,
     /// The first operation computes all of the second but the last addition of its sums: the second
     /// moves no bytes, and its workspace is written by the first.
     pub absorbed: bool,
+    /// Kernels do this only where activations are in half precision.
+    pub halves: bool,
 }

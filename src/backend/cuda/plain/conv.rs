@@ -13,7 +13,7 @@ use super::signatures::{
     Place, PlainConvArguments, PlainConvWeightsArguments, PlainDepthwiseArguments,
     PlainDepthwiseWeightsArguments, View,
 };
-use super::{NO_FUNCTION, NO_VIEW, SumSpace, buffer_view, function, place, sum_bytes};
+use super::{NO_FUNCTION, NO_NORM, NO_VIEW, SumSpace, buffer_view, function, place, sum_bytes};
 use crate::plan::{
     Activation, BufferId, CHANNEL_GROUP, Conv, ConvBack, Extent, ParamRange, Precision,
 };
@@ -268,10 +268,11 @@ pub(super) fn forward(
             z: NO_VIEW,
             back: NO_FUNCTION,
             slope_partials: Address::NULL,
+            norm: NO_NORM,
         };
         return matrix_conv::multiply(l, c, w, pass);
     }
-    if c.is_depthwise() && output.shuffle == 1 {
+    if c.is_depthwise() {
         return depthwise(
             l,
             c,
@@ -347,6 +348,7 @@ pub(super) fn input_gradient(
             z: g.z,
             back: g.function,
             slope_partials: g.slope_partials,
+            norm: NO_NORM,
         };
         return matrix_conv::multiply(l, c, w, pass);
     }
@@ -481,7 +483,7 @@ pub(super) fn weight_sums(
 }
 
 /// The sizes of an operation.
-fn shape_of(o: &Conv, precision: Precision) -> ConvShape {
+pub(super) fn shape_of(o: &Conv, precision: Precision) -> ConvShape {
     let plain = ConvShape {
         extent: o.extent,
         cin: o.cin,
@@ -499,7 +501,7 @@ fn shape_of(o: &Conv, precision: Precision) -> ConvShape {
 }
 
 /// Weights whose packed form goes to the start of a workspace.
-fn weights_of(
+pub(super) fn weights_of(
     l: &Lowering<'_>,
     o: &Conv,
     c: &ConvShape,

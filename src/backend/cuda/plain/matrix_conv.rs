@@ -15,8 +15,9 @@ use super::super::reduce::Sums;
 use super::conv::{ConvShape, ConvWeights};
 use super::matrix_signatures::{
     MATRIX_CONV, MATRIX_CONV_NARROW, MATRIX_CONV_PACK, MATRIX_CONV_WEIGHTS, MATRIX_POINTWISE,
-    MATRIX_POINTWISE_DEEP, MATRIX_POINTWISE_PACK, MATRIX_POINTWISE_WEIGHTS, MatrixConvArguments,
-    MatrixConvPackArguments, MatrixConvWeightsArguments, MatrixPointwiseWeightsArguments,
+    MATRIX_POINTWISE_DEEP, MATRIX_POINTWISE_NORM, MATRIX_POINTWISE_PACK, MATRIX_POINTWISE_WEIGHTS,
+    MatrixConvArguments, MatrixConvPackArguments, MatrixConvWeightsArguments,
+    MatrixPointwiseWeightsArguments, PixelNorm,
 };
 use super::signatures::{ChannelFunction, Place, View};
 use super::{ALIGNMENT, SumSpace};
@@ -36,6 +37,8 @@ const GROUP: usize = 32;
 const LANE_OUTPUTS: usize = 8;
 /// Most inputs that matrix_pointwise keeps in registers.
 const HELD_INPUTS: usize = 64;
+/// Bytes of shared memory for the scale and the bias of as many inputs.
+const NORM_FACTORS: usize = 2 * 4 * HELD_INPUTS;
 /// Inputs and outputs of a warp of matrix_pointwise_weights, and its blocks' warps.
 const OUTER_PART: (usize, usize) = (32, 64);
 const WARPS: usize = 8;
@@ -64,6 +67,12 @@ pub(super) fn serves(c: &ConvShape, activation: Option<Activation>, precision: P
 /// Whether the sums of a 1x1 convolution's outputs stay in registers, and not its inputs.
 fn is_deep(inputs: usize, slopes: bool) -> bool {
     inputs > HELD_INPUTS || slopes
+}
+
+/// Whether a 1x1 convolution that [`serves`] takes can normalise its input on the way: a pixel's
+/// channels are then in the registers of four lanes.
+pub(super) fn takes_norm(c: &ConvShape, activation: Option<Activation>) -> bool {
+    c.matrix && c.kernel == 1 && c.cin <= HELD_INPUTS && activation.is_none()
 }
 
 /// Groups of outputs of a launch of a 1x1 convolution.
@@ -266,6 +275,8 @@ pub(super) struct Pass {
     pub back: ChannelFunction,
     /// Null for none.
     pub slope_partials: Address<Partial>,
+    /// Ahead of the convolution, where [`takes_norm`] says so; else [`super::NO_NORM`].
+    pub norm: PixelNorm,
 }
 
 /// Lowers a convolution or the gradient of its input.
@@ -279,6 +290,7 @@ pub(super) fn multiply(l: &mut Lowering<'_>, c: &ConvShape, w: ConvWeights, p: P
         z: p.z,
         function: p.function,
         back: p.back,
+        norm: p.norm,
         packed: w.packed,
         bias: if p.transposed { Address::NULL } else { w.bias },
         gain: w.gain,
@@ -318,12 +330,13 @@ fn multiply_pointwise(
     // the kernels number pixels up to the end of the last tile
     int(c.pointwise_tiles() * MATRIX_POINTWISE_PIXELS)?;
     let slopes = arguments.slope_partials.place().is_some();
-    let kernel = if is_deep(inputs, slopes) {
-        &MATRIX_POINTWISE_DEEP
-    } else {
-        &MATRIX_POINTWISE
+    let normed = arguments.norm.scale.place().is_some();
+    let (kernel, factors) = match (is_deep(inputs, slopes), normed) {
+        (true, _) => (&MATRIX_POINTWISE_DEEP, 0),
+        (false, true) => (&MATRIX_POINTWISE_NORM, NORM_FACTORS),
+        (false, false) => (&MATRIX_POINTWISE, 0),
     };
-    let shared = pointwise_shared(inputs, outputs, slopes);
+    let shared = pointwise_shared(inputs, outputs, slopes) + factors;
     let groups = launch_groups(inputs, outputs, slopes);
     for first in (0..outputs.div_ceil(GROUP)).step_by(groups) {
         let arguments = MatrixConvArguments {

@@ -2,11 +2,28 @@
 //! kernels/matrix_pointwise.cu), as `super::signatures` has those of the plain kernels.
 
 use super::super::arguments::{Act, Arguments, CStruct, CType, Field, Kernel};
-use super::super::arguments::{Parameter, Partial, c_structs};
+use super::super::arguments::{Parameter, Partial, c_structs, c_type};
 use super::super::constants::BLOCK_THREADS;
 use super::signatures::{ChannelFunction, Place, View};
 
+c_type!(PixelNorm, "PixelNorm");
+
 c_structs! {
+    /// RMSNorm ahead of a 1x1 convolution, as in PlainRmsNormArguments.
+    struct PixelNorm {
+        scale: *const Parameter,
+        bias: *const Parameter,
+        /// `[images][h][w][inputs]` of the convolution: the normalised values, for the backward pass;
+        /// or null.
+        output: *mut Act,
+        /// Rows and columns of an image that is normalised.
+        h: i32,
+        w: i32,
+        epsilon: f32,
+        reserved: i32,
+    }
+    kernels {}
+
     struct MatrixConvPackArguments {
         /// `[outputs][inputs][kernel][kernel]`; transposed `[inputs][outputs]...`
         weight: *const Parameter,
@@ -39,6 +56,8 @@ c_structs! {
         function: ChannelFunction,
         /// As in PlainConvArguments.
         back: ChannelFunction,
+        /// matrix_pointwise_norm alone reads it; `input` is then the input of the norm.
+        norm: PixelNorm,
         /// What the packing kernel made of the weights, and their gain.
         packed: *const Act,
         /// `[outputs]`, or null.
@@ -66,6 +85,8 @@ c_structs! {
         MATRIX_CONV_NARROW = matrix_conv_narrow [BLOCK_THREADS, BLOCK_THREADS];
         /// Half precision only.
         MATRIX_POINTWISE = matrix_pointwise [BLOCK_THREADS, BLOCK_THREADS];
+        /// Half precision only.
+        MATRIX_POINTWISE_NORM = matrix_pointwise_norm [BLOCK_THREADS, BLOCK_THREADS];
         /// Half precision only.
         MATRIX_POINTWISE_DEEP = matrix_pointwise_deep [BLOCK_THREADS, BLOCK_THREADS];
     }

@@ -15,7 +15,7 @@ mod compose;
 pub(super) mod conv;
 mod matrix_conv;
 mod matrix_signatures;
-mod norm;
+pub(super) mod norm;
 mod signatures;
 mod stream;
 mod values;
@@ -30,6 +30,7 @@ use super::lowering::{Lowering, int};
 use super::reduce::{self, Sums, partial_bytes};
 use crate::plan::{Activation, BufferId, Extent, Precision, Slice};
 use anyhow::{Result, ensure};
+use matrix_signatures::PixelNorm;
 use signatures::{ChannelFunction, Place, View};
 
 /// The C text of the plain kernels' arguments, for the generated header.
@@ -47,8 +48,6 @@ const NO_VIEW: View = View {
     floats: Address::NULL,
     stride: 0,
     first: 0,
-    shuffle: 1,
-    reserved: 0,
 };
 
 /// The identity.
@@ -59,6 +58,17 @@ const NO_FUNCTION: ChannelFunction = ChannelFunction {
     slope: 0.0,
     mean: [0.0; 3],
     factor: 1.0,
+    reserved: 0,
+};
+
+/// No norm.
+const NO_NORM: PixelNorm = PixelNorm {
+    scale: Address::NULL,
+    bias: Address::NULL,
+    output: Address::NULL,
+    h: 0,
+    w: 0,
+    epsilon: 0.0,
     reserved: 0,
 };
 
@@ -78,8 +88,8 @@ fn place(v: View, add: bool) -> Place {
         floats: v.floats,
         stride: v.stride,
         first: v.first,
-        shuffle: v.shuffle,
         add: add.into(),
+        reserved: 0,
     }
 }
 

@@ -1,4 +1,5 @@
-//! RMSNorm and channel attention (kernels/plain_norm.cu).
+//! RMSNorm, also together with the 1x1 convolution after it, and channel attention
+//! (kernels/plain_norm.cu, kernels/matrix_pointwise.cu).
 
 use super::super::arguments::{Address, Partial};
 use super::super::constants::BLOCK_THREADS;
@@ -7,14 +8,21 @@ use super::super::limits::{MOST_SHARED, most_sum_blocks};
 use super::super::lowering::{Lowering, int};
 use super::super::operation::CudaOperation;
 use super::super::reduce::{self, Finish};
+use super::conv::{shape_of, weights_of};
+use super::matrix_conv::{self, Pass};
+use super::matrix_signatures::PixelNorm;
 use super::signatures::{
     PLAIN_CHANNEL_FACTORS, PLAIN_CHANNEL_SCALE, PLAIN_CHANNEL_SUMS, PLAIN_RMS_NORM,
     PLAIN_RMS_NORM_BACK, PlainChannelFactorsArguments, PlainChannelScaleArguments,
     PlainChannelSumsArguments, PlainRmsNormArguments, PlainRmsNormBackArguments,
 };
-use super::{ALIGNMENT, SumSpace, channel_sum_bytes, check_stride, piece, piece_blocks, sum_bytes};
+use super::{
+    ALIGNMENT, NO_FUNCTION, NO_VIEW, SumSpace, buffer_view, channel_sum_bytes, check_stride, piece,
+    piece_blocks, place, sum_bytes,
+};
 use crate::plan::{
-    BufferId, ChannelAttention, ChannelAttentionBack, Extent, Precision, RmsNorm, RmsNormBack,
+    BufferId, ChannelAttention, ChannelAttentionBack, Conv, Extent, PlanData, Precision, RmsNorm,
+    RmsNormBack,
 };
 use anyhow::{Result, ensure};
 
@@ -54,6 +62,56 @@ impl CudaOperation for RmsNorm {
         let blocks = padded.pixels().div_ceil(NORM_PIXELS);
         l.launch_persistent(&PLAIN_RMS_NORM, blocks, 0, arguments)
     }
+}
+
+/// Whether one launch computes operation `at`, this norm, and the convolution after it. The two are
+/// one pass over the pixels, so the plan must not give the norm's input to the convolution's output.
+pub(in super::super) fn joins_conv(
+    plan: &PlanData,
+    at: usize,
+    norm: &RmsNorm,
+    conv: &Conv,
+) -> bool {
+    let c = shape_of(conv, plan.precision);
+    norm.stride() == norm.channels
+        && matrix_conv::takes_norm(&c, conv.activation)
+        && plan.used_after(norm.input, at)
+}
+
+/// Lowers a norm and the convolution after it, operation `at`, as one launch. The normalised values
+/// are written only if a later operation uses them.
+pub(in super::super) fn lower_with_conv(
+    l: &mut Lowering<'_>,
+    at: usize,
+    norm: &RmsNorm,
+    conv: &Conv,
+) -> Result<()> {
+    let c = shape_of(conv, l.plan.precision);
+    let weights = weights_of(l, conv, &c, conv.workspace)?;
+    let pass = Pass {
+        input: buffer_view(l, norm.input, norm.stride())?,
+        function: NO_FUNCTION,
+        output: place(buffer_view(l, conv.output, conv.output_stride)?, false),
+        filled: conv.output_stride,
+        transposed: false,
+        z: NO_VIEW,
+        back: NO_FUNCTION,
+        slope_partials: Address::NULL,
+        norm: PixelNorm {
+            scale: l.parameter(norm.parameters, norm.scale.offset),
+            bias: l.parameter(norm.parameters, norm.bias.offset),
+            output: if l.plan.used_after(norm.output, at) {
+                l.activations(norm.output)
+            } else {
+                Address::NULL
+            },
+            h: int(norm.extent.h)?,
+            w: int(norm.extent.w)?,
+            epsilon: norm.epsilon,
+            reserved: 0,
+        },
+    };
+    matrix_conv::multiply(l, &c, weights, pass)
 }
 
 /// Lanes that share a pixel of the backward pass: one for each of its pieces.

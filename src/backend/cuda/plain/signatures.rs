@@ -23,9 +23,6 @@ c_structs! {
         stride: i32,
         /// The first channel.
         first: i32,
-        /// Above 1: the buffer holds the pixel shuffle of what the kernel reads.
-        shuffle: i32,
-        reserved: i32,
     }
     kernels {}
 
@@ -39,10 +36,9 @@ c_structs! {
         stride: i32,
         /// The first channel.
         first: i32,
-        /// As in View.
-        shuffle: i32,
         /// 1: added to what is there.
         add: i32,
+        reserved: i32,
     }
     kernels {}
 
