@@ -612,8 +612,9 @@ impl Post {
             let whole = Some(Word::Left { whole: true });
             if !self.gave_up && self.others().all(|peer| self.peers[peer].said == whole) {
                 self.channel.finalize();
-            } else if troubled {
-                // MPICH's launcher invents a code for a rank that ends without either.
+            } else if self.trouble_taken {
+                // MPICH's launcher invents a code for a rank that ends without either. A training that
+                // learns of the trouble only now still has to print it.
                 self.channel.abort(self.code.into());
             }
             return true;
