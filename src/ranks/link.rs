@@ -613,8 +613,8 @@ impl Post {
             if !self.gave_up && self.others().all(|peer| self.peers[peer].said == whole) {
                 self.channel.finalize();
             } else if self.trouble_taken {
-                // MPICH's launcher invents a code for a rank that ends without either. A training that
-                // learns of the trouble only now still has to print it.
+                // MPICH's launcher invents an exit code for a rank that ends without MPI_Finalize and
+                // MPI_Abort. A training that learns of the trouble only now still has to print it.
                 self.channel.abort(self.code.into());
             }
             return true;

@@ -8,6 +8,7 @@ const HEAD: usize = 6;
 /// The state of a rank, as its words say.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Word {
+    /// It works.
     Alive,
     /// It was asked to stop.
     Stopping,

@@ -1,11 +1,12 @@
 //! The plain CUDA convolutions, and those on tensor cores, against a slow f64 version, without a GPU:
 //! kernels, dilations, groups and numbers of channels that no network has.
 
-use crate::kernels_common::{Host, ORDERS, Order, compile, from_activations, to_activations};
+use crate::kernels_common::{
+    Host, ORDERS, Order, SCALARS, compile, from_activations, to_activations,
+};
 use crate::kernels_host::{PRECISIONS, barriers, keep_unnoticed, run_on_few_blocks};
 use crate::network_common;
 use crate::reference::golden::relative_error;
-use paragon::backend::Scalars;
 use paragon::backend::cuda::{CudaSizing, lower_range};
 use paragon::model::{Network, StepSpec, training_plan};
 use paragon::plan::{
@@ -292,16 +293,6 @@ fn gather(values: &[f32], channels: usize, stride: usize) -> Vec<f64> {
         .flat_map(|p| p[..channels].iter().map(|&v| f64::from(v)))
         .collect()
 }
-
-const SCALARS: Scalars = Scalars {
-    lr: 0.0,
-    step: 1,
-    clip: 1.0,
-    ema_decay: 0.0,
-    micro_scale: 1.0,
-    loss_scale: 1.0,
-    accumulate: true,
-};
 
 fn compare(case: usize, precision: Precision, orders: &[Order], sanitize: bool) {
     let Some(program) = compile(precision, sanitize) else {

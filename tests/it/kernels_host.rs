@@ -4,7 +4,7 @@
 
 use crate::{kernels_common, network_common, reference};
 
-use kernels_common::{Host, ORDERS, Order, compile, from_activations, to_activations};
+use kernels_common::{Host, ORDERS, Order, SCALARS, compile, from_activations, to_activations};
 use network_common::{Twin, bytes, options, spec};
 use paragon::backend::cpu::{CpuBackend, Isa};
 use paragon::backend::cuda::{CudaSizing, Launch, Order as LaunchOrder, lower_range};
@@ -401,13 +401,8 @@ fn tiles_of_a_block_share_their_halos() {
             unreachable!()
         };
         let scalars = Scalars {
-            lr: 0.0,
-            step: 1,
-            clip: 1.0,
-            ema_decay: 0.0,
-            micro_scale: 1.0,
-            loss_scale: 1.0,
             accumulate: false,
+            ..SCALARS
         };
         let run_on = |program: &Path, order: Order, blocks: Option<u32>| {
             let mut host = Host::new(plan.clone(), program.to_path_buf(), order);
@@ -503,13 +498,8 @@ fn up_head_carries_sums_between_slices() {
         );
         let gradient = network_common::noise(plan.buffer(whole.d_output).bytes as usize / 4, 2);
         let scalars = Scalars {
-            lr: 0.0,
-            step: 1,
-            clip: 1.0,
-            ema_decay: 0.0,
-            micro_scale: 1.0,
-            loss_scale: 1.0,
             accumulate: false,
+            ..SCALARS
         };
         let run = |slices: &[Slice]| {
             let mut host = Host::new(plan.clone(), program.clone(), Order::Mixed);
@@ -573,13 +563,8 @@ fn unpacking_on_the_way() {
         };
         let batch = plan.batch.unwrap();
         let scalars = Scalars {
-            lr: 0.0,
-            step: 1,
-            clip: 1.0,
-            ema_decay: 0.0,
-            micro_scale: 1.0,
-            loss_scale: 1.0,
             accumulate: false,
+            ..SCALARS
         };
         let run = |order: Order, parts: &[std::ops::Range<usize>]| {
             let mut host = Host::new(plan.clone(), program.clone(), order);
@@ -640,13 +625,9 @@ fn losses_on_the_way() {
             unreachable!()
         };
         let scalars = Scalars {
-            lr: 0.0,
-            step: 1,
-            clip: 1.0,
-            ema_decay: 0.0,
             micro_scale: 0.5,
-            loss_scale: 1.0,
             accumulate: false,
+            ..SCALARS
         };
         let batch = plan.batch.unwrap();
         let run = |order: Order, ends: &[usize]| {
@@ -977,13 +958,8 @@ pub fn unnoticed_barriers(
 /// lanes. `host` has the inputs.
 pub fn keep_unnoticed(host: &Host, launches: &[Launch], places: &mut Vec<String>) {
     let scalars = Scalars {
-        lr: 0.0,
-        step: 1,
-        clip: 1.0,
-        ema_decay: 0.0,
-        micro_scale: 1.0,
-        loss_scale: 1.0,
         accumulate: false,
+        ..SCALARS
     };
     // Returns the memory after a run in an order, or the error of the fibers.
     let run = |order: Order, without: Option<String>| -> Result<Vec<Vec<u8>>, String> {

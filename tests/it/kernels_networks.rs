@@ -1,10 +1,9 @@
 //! The plain CUDA kernels against the CPU backend, without a GPU: every operation of every network
 //! but Nano and Pro, as `kernels_host` has those of Nano.
 
-use crate::kernels_common::{Host, ORDERS, Order, compile, to_activations};
+use crate::kernels_common::{Host, ORDERS, Order, SCALARS, compile, to_activations};
 use crate::kernels_host::{Case, PRECISIONS, barriers, compare_network, unnoticed_barriers};
 use crate::network_common::{noise, spec};
-use paragon::backend::Scalars;
 use paragon::backend::cuda::{CudaSizing, lower_range};
 use paragon::model::{Network, Recompute, StepSpec, training_plan};
 use paragon::plan::LossKind::{self, L1};
@@ -14,15 +13,6 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 const L1_ONLY: &[(LossKind, f32)] = &[(L1, 1.0)];
-const SCALARS: Scalars = Scalars {
-    lr: 0.0,
-    step: 1,
-    clip: 1.0,
-    ema_decay: 0.0,
-    micro_scale: 1.0,
-    loss_scale: 1.0,
-    accumulate: true,
-};
 
 /// A network with settings that make it small, and parameters that give every layer an effect.
 fn network(name: &str, scale: usize, settings: &[(&str, usize)]) -> (Network, Vec<f32>) {

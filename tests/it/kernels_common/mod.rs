@@ -21,6 +21,17 @@ pub enum Order {
     Mixed,
 }
 
+/// The scalars of operations that compute no update: gradients are added to those that are there.
+pub const SCALARS: Scalars = Scalars {
+    lr: 0.0,
+    step: 1,
+    clip: 1.0,
+    ema_decay: 0.0,
+    micro_scale: 1.0,
+    loss_scale: 1.0,
+    accumulate: true,
+};
+
 pub const ORDERS: [Order; 3] = [Order::Forward, Order::Backward, Order::Mixed];
 
 fn kernels() -> PathBuf {

@@ -91,9 +91,9 @@ unsafe fn outer_lanes<S: Simd, const J: usize, const V: usize>(
     }
 }
 
-/// [`outer_lanes`] of one vector of lanes, with 6 taps a tile. The lanes are copied so that they are next to each other: where
-/// pixels are a multiple of many cache lines apart, their lanes share a few sets of the cache and evict
-/// each other in every pass. Rows are summed in pieces of [`PANEL`] pixels.
+/// [`outer_lanes`] of one vector of lanes, with 6 taps a tile. The lanes are first copied next to each
+/// other: where pixels are a multiple of several cache lines apart, their lanes share a few sets of the
+/// cache and evict each other in every pass. Rows are summed in pieces of [`PANEL`] pixels.
 ///
 /// # Safety
 /// As [`row_outer`]; these lanes lie inside the row's.
