@@ -123,14 +123,15 @@ KERNEL(plain_channel_sums) {
 
 // The factors of an image, sigmoid(up gelu(down mean)), and with `partials` of the weights' gradients
 // [images][down, up] those, and the gradients of the means over all pixels. Grid: images. Shared
-// memory: 2 x stride f64 and 3 x hidden f32.
+// memory: (2 x stride + 3 x hidden) f64. Everything is f64, because products and sums can be small differences of
+// large values.
 KERNEL(plain_channel_factors) {
     const int channels = arg.channels, hidden = arg.hidden, stride = arg.stride, image = blockIdx.x;
     double* mean = (double*)shared_memory();
     double* product = mean + stride;
-    float* value = (float*)(product + stride);  // of the hidden values: gelu, slope, gradient
-    float* slope = value + hidden;
-    float* d_hidden = slope + hidden;
+    double* value = product + stride;  // of the hidden values: gelu, slope, gradient
+    double* slope = value + hidden;
+    double* d_hidden = slope + hidden;
     for (int c = threadIdx.x; c < stride; c += 256) {
         double sum = 0, products = 0;
         for (int b = 0; b < arg.blocks; b++) {
@@ -145,34 +146,37 @@ KERNEL(plain_channel_factors) {
     for (int j = threadIdx.x; j < hidden; j += 256) {
         double sum = 0;
         for (int c = 0; c < channels; c++) sum += (double)arg.down[j * channels + c] * mean[c];
-        value[j] = gelu((float)sum);
-        slope[j] = gelu_slope((float)sum);
+        double below = 0.5 * (1.0 + erf(sum * 0.70710678118654752));
+        value[j] = sum * below;
+        slope[j] = below + sum * 0.39894228040143268 * exp(-0.5 * sum * sum);
     }
     barrier();
     float* partials = arg.partials ? arg.partials + (long long)image * 2 * channels * hidden : nullptr;
     for (int c = threadIdx.x; c < stride; c += 256) {
-        float sum = 0;
-        for (int j = 0; j < hidden && c < channels; j++) sum = fmaf(arg.up[c * hidden + j], value[j], sum);
-        float factor = c < channels ? sigmoid(sum) : 0.0f;
+        double sum = 0;
+        for (int j = 0; j < hidden && c < channels; j++) sum += (double)arg.up[c * hidden + j] * value[j];
+        double e = exp(-fabs(sum)), inverse = 1.0 / (1.0 + e);
+        float factor = c >= channels ? 0.0f : (float)(sum < 0.0 ? e * inverse : inverse);
         arg.factors[image * stride + c] = factor;
-        product[c] *= (double)(factor * (1.0f - factor));
+        // the slope of the sigmoid; 1 - factor would have few bits where the factor is nearly 1
+        product[c] *= e * inverse * inverse;
         if (!partials || c >= channels) continue;
-        for (int j = 0; j < hidden; j++) partials[channels * hidden + c * hidden + j] = (float)(product[c] * (double)value[j]);
+        for (int j = 0; j < hidden; j++) partials[channels * hidden + c * hidden + j] = (float)(product[c] * value[j]);
     }
     barrier();
     for (int j = threadIdx.x; j < hidden; j += 256) {
         double sum = 0;
         for (int c = 0; c < channels; c++) sum += product[c] * (double)arg.up[c * hidden + j];
-        d_hidden[j] = (float)sum * slope[j];
+        d_hidden[j] = sum * slope[j];
     }
     barrier();
     for (int c = threadIdx.x; c < stride && partials; c += 256) {
-        float sum = 0;
+        double sum = 0;
         for (int j = 0; j < hidden && c < channels; j++) {
-            partials[j * channels + c] = (float)((double)d_hidden[j] * mean[c]);
-            sum = fmaf(arg.down[j * channels + c], d_hidden[j], sum);
+            partials[j * channels + c] = (float)(d_hidden[j] * mean[c]);
+            sum += (double)arg.down[j * channels + c] * d_hidden[j];
         }
-        arg.d_means[image * stride + c] = sum / (float)arg.pixels;
+        arg.d_means[image * stride + c] = (float)(sum / (double)arg.pixels);
     }
 }
 

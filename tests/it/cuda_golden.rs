@@ -52,11 +52,13 @@ fn trajectories_match_the_golden_files_on_the_device() {
         ("train_compact_x2", Precision::F32, 3),
         ("train_compact_x2", Precision::Bf16, 2),
         ("train_span_x2", Precision::F32, 2),
+        ("train_span_x2", Precision::Bf16, 1),
         ("train_stream_x2", Precision::F32, 2),
         ("train_stream_x2", Precision::Bf16, 1),
         ("train_photo_x2", Precision::F32, 1),
         ("train_photo_x2", Precision::Bf16, 1),
         ("train_pro_x2", Precision::F32, 1),
+        ("train_pro_x2", Precision::Bf16, 1),
     ];
     for (name, precision, most) in runs {
         let most = if card { u64::MAX } else { most };

@@ -97,11 +97,11 @@ pub fn compare_network(
     let count = plan.ops.len();
     for micro in 0..2 {
         // Gradients of a mean are so small that fp16 would keep few of their bits, so they are
-        // scaled here as in training.
-        let micro_scale = if precision == Precision::Fp16 {
-            512.0
-        } else {
-            0.5
+        // scaled here as in training; SPAN's gates make them smaller still.
+        let micro_scale = match precision {
+            Precision::Fp16 if net.arch == "span" => 32768.0,
+            Precision::Fp16 => 512.0,
+            _ => 0.5,
         };
         let scalars = Scalars {
             lr: 1e-3,

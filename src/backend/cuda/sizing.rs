@@ -22,13 +22,9 @@ pub const CONTEXT_ESTIMATE: u64 = 300 << 20;
 pub const DRIVER_HOST_ESTIMATE: u64 = 200 << 20;
 
 /// Operations whose kernels were not shown to agree with the CPU in a type of activations, by the
-/// label of the forward pass; they are refused in that type.
-const UNPROVEN: &[(&str, Precision)] = &[
-    ("composed weights", Precision::Fp16),
-    ("window attention", Precision::Fp16),
-    ("token attention", Precision::Bf16),
-    ("token attention", Precision::Fp16),
-];
+/// label of the forward pass; they are refused in that type. Many gradients of the queries of Pro's
+/// dictionary are below the smallest normal number of fp16, so they differ by a tenth.
+const UNPROVEN: &[(&str, Precision)] = &[("token attention", Precision::Fp16)];
 
 /// The sizes of a step on a CUDA device.
 #[derive(Clone, Copy, Debug)]

@@ -1,9 +1,9 @@
-//! The factors of an image: two small products in f64, with a GELU between them and a sigmoid after
-//! them, and their gradients.
+//! The factors of an image: two small products, with a GELU between them and a sigmoid after them, and
+//! their gradients. Everything is f64, because the products and the sums over pixels can be small
+//! differences of large values.
 
 use super::super::arena::SharedPtr;
-use super::super::gelu::gelu_and_slope;
-use super::super::simd::{LANES, Simd};
+use super::super::simd::Simd;
 use super::super::tasks::{Task, WorkspaceParts};
 use super::{ImageValues, Layout};
 use crate::plan::ChannelAttention;
@@ -37,6 +37,19 @@ fn wide(values: &[f32]) -> impl Iterator<Item = f64> {
     values.iter().map(|&v| f64::from(v))
 }
 
+/// The exact GELU and its derivative.
+fn gelu_and_slope(z: f64) -> (f64, f64) {
+    let cdf = 0.5 * (1.0 + libm::erf(z * std::f64::consts::FRAC_1_SQRT_2));
+    let density = (-0.5 * z * z).exp() / std::f64::consts::TAU.sqrt();
+    (z * cdf, cdf + z * density)
+}
+
+/// The derivative of the sigmoid. Where the sigmoid is nearly 1, `1 - sigmoid` would have few of its bits.
+fn sigmoid_slope(u: f64) -> f64 {
+    let e = (-u.abs()).exp();
+    e / ((1.0 + e) * (1.0 + e))
+}
+
 impl FactorTask<'_> {
     /// The sum of channel `c` over the bands of an image, in their order; that of the products with
     /// the output's gradient if `products` is set.
@@ -64,7 +77,7 @@ impl FactorTask<'_> {
     /// # Safety
     /// As [`Task::run`] for the image's task.
     #[inline(always)]
-    unsafe fn forward<S: Simd>(&self, image: usize, values: &ImageValues) {
+    unsafe fn forward(&self, image: usize, values: &ImageValues) {
         let (channels, count) = (self.op.channels, self.op.hidden());
         let Layout { stride, hidden, .. } = self.layout;
         let pixels = (self.op.extent.h * self.op.extent.w) as f64;
@@ -87,19 +100,13 @@ impl FactorTask<'_> {
             z.fill(0.0);
             for (j, z) in z.iter_mut().enumerate().take(count) {
                 let row = self.down.view(j * channels, channels);
-                *z = dot(wide(row), mean.iter().copied()) as f32;
-            }
-            for lane in (0..hidden).step_by(LANES) {
-                let (z, slope) = (z[lane..].as_mut_ptr(), slope[lane..].as_mut_ptr());
-                let (value, derivative) = gelu_and_slope::<S>(S::load(z));
-                S::store(z, value);
-                S::store(slope, derivative);
+                (*z, slope[j]) = gelu_and_slope(dot(wide(row), mean.iter().copied()));
             }
             let factor = values.factor.slice(0, stride);
             factor.fill(0.0);
             for (c, factor) in factor.iter_mut().enumerate().take(channels) {
                 let row = self.up.view(c * count, count);
-                let u = dot(wide(row), wide(z));
+                let u = dot(wide(row), z.iter().copied());
                 *factor = (1.0 / (1.0 + (-u).exp())) as f32;
             }
         }
@@ -116,7 +123,7 @@ impl FactorTask<'_> {
         let pixels = (self.op.extent.h * self.op.extent.w) as f64;
         // SAFETY: as in `forward`; a partial has a value for each weight
         unsafe {
-            let (mean, factor) = (values.mean.view(0, stride), values.factor.view(0, stride));
+            let mean = values.mean.view(0, stride);
             let (h, slope) = (values.hidden.view(0, hidden), values.slope.view(0, hidden));
             let (d_down, d_up) = partial
                 .slice(0, 2 * count * channels)
@@ -125,16 +132,16 @@ impl FactorTask<'_> {
             let d_z = values.d_hidden.slice(0, hidden);
             d_z.fill(0.0);
             for c in 0..channels {
-                let f = f64::from(factor[c]);
-                let d_u = self.total(image, c, true) * f * (1.0 - f);
                 let row = self.up.view(c * count, count);
+                let d_u =
+                    self.total(image, c, true) * sigmoid_slope(dot(wide(row), h.iter().copied()));
                 let d_row = &mut d_up[c * count..][..count];
                 for j in 0..count {
-                    d_row[j] = (d_u * f64::from(h[j])) as f32;
+                    d_row[j] = (d_u * h[j]) as f32;
                     d_z[j] += d_u * f64::from(row[j]);
                 }
             }
-            let slopes = d_z.iter_mut().zip(wide(slope));
+            let slopes = d_z.iter_mut().zip(slope);
             slopes.for_each(|(d, s)| *d *= s);
             for j in 0..count {
                 let d_row = &mut d_down[j * channels..][..channels];
@@ -158,7 +165,7 @@ impl Task for FactorTask<'_> {
         // SAFETY: the task is the image's, and the bands' sums were taken
         unsafe {
             let values = self.layout.image(self.shared, image);
-            self.forward::<S>(image, &values);
+            self.forward(image, &values);
             if let Some(parts) = self.parts {
                 self.backward(image, &values, parts.partial(image));
             }

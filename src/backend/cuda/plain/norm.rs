@@ -198,7 +198,7 @@ fn channel_space(o: &ChannelAttention, precision: Precision) -> ChannelSpace {
 
 /// Bytes of shared memory of the kernel that computes the factors.
 fn factor_bytes(o: &ChannelAttention) -> usize {
-    16 * o.stride() + 12 * o.hidden()
+    16 * o.stride() + 24 * o.hidden()
 }
 
 /// Lowers the factors of all images, and with `back` (the gradient of the output, and where the
