@@ -58,6 +58,22 @@ DEVICE float fast_reciprocal(float value) {
     asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(value));
     return inverse;
 }
+// The greater and the smaller of two values; NaN if one is NaN.
+#if __CUDA_ARCH__ >= 800
+DEVICE float greatest_or_nan(float a, float b) {
+    float r;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b));
+    return r;
+}
+DEVICE float least_or_nan(float a, float b) {
+    float r;
+    asm("min.NaN.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b));
+    return r;
+}
+#else
+DEVICE float greatest_or_nan(float a, float b) { return a < b || b != b ? b : a; }
+DEVICE float least_or_nan(float a, float b) { return a > b || b != b ? b : a; }
+#endif
 // Clamped to 0 .. 1; the clamp is part of the instruction that computes the value.
 DEVICE float saturate(float value) { return __saturatef(value); }
 #else

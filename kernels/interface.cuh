@@ -96,23 +96,23 @@
 // Sums of a warp of matrix_pointwise_weights for each lane: 32 x 64 weights and 64 biases.
 #define MATRIX_POINTWISE_SUMS 72
 // Rows of the pixels that a block of the structural losses takes.
-#define PATCH_H 16
+#define PATCH_H 32
 // Columns of the pixels that a block of the structural losses takes.
 #define PATCH_W 32
 // Width of the SSIM window.
 #define WINDOW 11
 // Rows that the windows on a block's pixels reach.
-#define REACH_H 26
+#define REACH_H 42
 // Columns that the windows on a block's pixels reach.
 #define REACH_W 42
+// f32 elements between two rows of them in shared memory; the gap is against bank conflicts.
+#define REACH_ROW 44
+// The same of rows that are filtered along their length.
+#define FILTERED_ROW 36
 // Levels of MS-SSIM.
 #define LEVELS 5
-// f32 planes of a level: s, d, gradient, three slopes.
-#define PLANES 6
-// `flags` of finish_structural: slices came before.
-#define SLICE_CONTINUES 1
-// `flags` of finish_structural: this slice is the last.
-#define SLICE_LAST 2
+// f32 slopes of a patch: three of every window.
+#define SLOPES 3072
 // Jobs of one launch of reduce_sums at most.
 #define SUM_JOBS 12
 // Neighbouring sums that a block of reduce_sums adds.
@@ -127,12 +127,14 @@
 #define TO_NANO_BLOCK 2
 // The sum of a loss is kept for the next slice (loss.cu).
 #define LOSS_TO_TOTAL 3
-// The mean of a loss goes to the metrics.
+// The mean of a loss goes to the metrics, where it begins the micro-batch's.
 #define LOSS_TO_METRICS 4
 // They replace as many f32 values, whatever the micro-batches before left there.
 #define TO_VALUES 5
 // They are added to gradients that another operation of the same micro-batch left there.
 #define TO_ADDED 6
+// The mean of a loss is added to what another loss of the same micro-batch left there.
+#define LOSS_ADDED 7
 // Functions of single values (`ChannelFunction::kind`): none.
 #define FUNCTION_NONE 0
 // max(z, 0)
@@ -581,62 +583,32 @@ struct Predictions {
 };
 static_assert(sizeof(Predictions) == 40, "the layout that Rust writes");
 
-struct StructuralPlanesArguments {
+struct StructuralPoolArguments {
     Predictions predictions;
     // `[images][floats_each]`
-    float* planes;
-    int images;
-    // f32 of one image's planes, of all levels.
-    int floats_each;
-};
-static_assert(sizeof(StructuralPlanesArguments) == 56, "the layout that Rust writes");
-typedef StructuralPlanesArguments structural_planes_arguments;
-enum { structural_planes_threads = 256 };
-
-struct StructuralPoolArguments {
-    // `[images][floats_each]`
-    float* planes;
-    // HR height: of the finest level.
-    int h;
-    // HR width.
-    int w;
+    float* floats;
     // The level that is made, from 1.
     int level;
+    // Of one image, in all its levels (struct Level).
     int floats_each;
 };
-static_assert(sizeof(StructuralPoolArguments) == 24, "the layout that Rust writes");
+static_assert(sizeof(StructuralPoolArguments) == 56, "the layout that Rust writes");
 typedef StructuralPoolArguments structural_pool_arguments;
 enum { structural_pool_threads = 256 };
 
 struct StructuralWindowsArguments {
+    Predictions predictions;
     // `[images][floats_each]`
-    float* planes;
+    float* floats;
     // `[images][patches of all levels]`
     double* partials;
-    // HR height.
-    int h;
-    // HR width.
-    int w;
     // 1: similarity includes the luminance term (SSIM).
     int luminance;
     int floats_each;
 };
-static_assert(sizeof(StructuralWindowsArguments) == 32, "the layout that Rust writes");
+static_assert(sizeof(StructuralWindowsArguments) == 64, "the layout that Rust writes");
 typedef StructuralWindowsArguments structural_windows_arguments;
 enum { structural_windows_threads = 256 };
-
-struct StructuralSpreadArguments {
-    // `[images][floats_each]`
-    float* planes;
-    // HR height.
-    int h;
-    // HR width.
-    int w;
-    int floats_each;
-};
-static_assert(sizeof(StructuralSpreadArguments) == 24, "the layout that Rust writes");
-typedef StructuralSpreadArguments structural_spread_arguments;
-enum { structural_spread_threads = 256 };
 
 struct StructuralScoreArguments {
     // `[images][patches]`
@@ -662,41 +634,44 @@ static_assert(sizeof(StructuralScoreArguments) == 56, "the layout that Rust writ
 typedef StructuralScoreArguments structural_score_arguments;
 enum { structural_score_threads = 256 };
 
-struct StructuralGradientArguments {
+struct StructuralSpreadArguments {
     Predictions predictions;
-    // `[images][h][w][3]`, added to.
+    // `[images][h][w][3]`: added to; written by structural_spread_losses.
     float* d_prediction;
     // `[images][floats_each]`
-    const float* planes;
-    // `[images][LEVELS]`
-    const float* factors;
-    int images;
-    int levels;
-    int floats_each;
-};
-static_assert(sizeof(StructuralGradientArguments) == 80, "the layout that Rust writes");
-typedef StructuralGradientArguments structural_gradient_arguments;
-enum { structural_gradient_threads = 256 };
-
-struct FinishStructuralArguments {
-    // `[images]`
+    float* floats;
+    // SSIM: `[images][patches]` of structural_windows.
+    const double* partials;
+    // `[images]` of structural_score; null for SSIM.
     const double* scores;
-    // `[1]`: the sum of the scores of this slice and of those before it.
-    double* total;
-    // `[0]` is the loss, added to.
-    double* metrics;
+    // `[images][LEVELS]` of structural_score; null for SSIM.
+    const float* factors;
+    // `[images][patches of the finest level]`
+    double* shares;
     const DeviceScalars* scalars;
-    int images;
-    // SLICE_CONTINUES, SLICE_LAST.
-    int flags;
-    // Weight of the loss.
-    float weight;
-    // Images of the whole micro-batch.
-    int of;
+    // Share in the loss of a window's distance 1 - similarity (SSIM), or of an image's.
+    double share;
+    // The gradient of the loss with respect to an image's similarity, without the scales.
+    double slope;
+    // Share in the pixel losses' mean of a value.
+    double per_value;
+    // The first patch of the launch.
+    int first;
+    int floats_each;
+    // 1: shares are added to those that are there.
+    int adds;
+    // Weight of the L1 loss.
+    float l1;
+    // Weight of the Charbonnier loss.
+    float charbonnier;
+    // Weight of the MSE loss.
+    float mse;
 };
-static_assert(sizeof(FinishStructuralArguments) == 48, "the layout that Rust writes");
-typedef FinishStructuralArguments finish_structural_arguments;
-enum { finish_structural_threads = 32 };
+static_assert(sizeof(StructuralSpreadArguments) == 144, "the layout that Rust writes");
+typedef StructuralSpreadArguments structural_spread_arguments;
+enum { structural_spread_threads = 256 };
+typedef StructuralSpreadArguments structural_spread_losses_arguments;
+enum { structural_spread_losses_threads = 256 };
 
 // What reduce_sums does with the partial sums of one operation.
 struct SumJob {
@@ -712,7 +687,7 @@ struct SumJob {
     float* gradients;
     // TO_NANO_BLOCK: the parameters that the gradients belong to; else null.
     const float* parameters;
-    // TO_TOTALS ... LOSS_TO_METRICS.
+    // TO_TOTALS ... LOSS_ADDED.
     int kind;
     // Sums; values that the mean is over of a loss.
     int count;

@@ -10,15 +10,13 @@ KERNEL(pixel_loss) {
     PixelTerms terms = pixel_terms(arg.l1, arg.charbonnier, arg.mse, arg.whole, arg.scalars);
     double sum = 0;
     for (int pixel = blockIdx.x * 256 + threadIdx.x; pixel < arg.pixels; pixel += gridDim.x * 256) {
-        float losses = 0;
+        long long first = (long long)pixel * 3;
+        float d[3];
         UNROLL
-        for (int c = 0; c < 3; c++) {
-            long long i = (long long)pixel * 3 + c;
-            float d = arg.target ? arg.prediction[i] - arg.target[i] : arg.prediction[i];
-            losses += pixel_term(terms, d);
-            arg.d_prediction[i] = d;
-        }
-        sum += (double)losses;
+        for (int c = 0; c < 3; c++) d[c] = arg.target ? arg.prediction[first + c] - arg.target[first + c] : arg.prediction[first + c];
+        sum += (double)pixel_losses(terms, d);
+        UNROLL
+        for (int c = 0; c < 3; c++) arg.d_prediction[first + c] = d[c];
     }
     double total = block_sum<256>((double*)shared_memory(), sum);
     if (threadIdx.x == 0) arg.partials[blockIdx.x] = total;
@@ -26,17 +24,17 @@ KERNEL(pixel_loss) {
 
 // The part of reduce_sums for a loss, by one block: adds the blocks' losses and those of the slices
 // before. After the last slice their mean, over job.count values, goes to metrics[0], where it is
-// added to that of the micro-batches before.
-DEVICE void finish_pixel_loss(const SumJob& job, double* shared, const DeviceScalars* scalars) {
+// added to that of the micro-batches before, or of another loss of this one.
+DEVICE void finish_loss(const SumJob& job, double* shared, const DeviceScalars* scalars) {
     double part = 0;
     for (int b = threadIdx.x; b < job.blocks; b += 256) part += job.loss_partials[b];
     double sum = block_sum<256>(shared, part);
     if (threadIdx.x != 0) return;
     sum = (job.before ? *job.before : 0.0) + sum;
     double* to = job.totals;
-    if (job.kind == LOSS_TO_METRICS) {
+    if (job.kind != LOSS_TO_TOTAL) {
         double loss = sum / (double)job.count * (double)scalars->micro_scale;
-        sum = scalars->accumulate ? *to + loss : loss;
+        sum = scalars->accumulate || job.kind == LOSS_ADDED ? *to + loss : loss;
     }
     *to = sum;
 }

@@ -1,5 +1,5 @@
-// L1, Charbonnier and MSE of one value, as a weighted sum, and its slope: for pixel_loss and for
-// the reconstruction. Depends on common.cuh.
+// L1, Charbonnier and MSE, as a weighted sum, and their slopes: for pixel_loss, the structural losses
+// and the reconstruction. Depends on common.cuh.
 #pragma once
 #include "common.cuh"
 
@@ -25,4 +25,28 @@ DEVICE float pixel_term(const PixelTerms& t, float& d) {
     // a NaN has no sign; it must reach the gradient, where the optimizer finds it
     d = (d == d ? slope : d) * t.scale;
     return loss;
+}
+// The same for several differences, with the same gradients; returns the sum of their losses. What is
+// rarely needed is behind one branch.
+template <int COUNT>
+DEVICE float pixel_losses(const PixelTerms& t, float (&d)[COUNT]) {
+    float losses = 0, slopes[COUNT];
+    UNROLL
+    for (int i = 0; i < COUNT; i++) {
+        losses += t.l1 * fabsf(d[i]);
+        // a NaN, which has no sign, stays
+        slopes[i] = d[i] > 0.0f ? t.l1 : d[i] < 0.0f ? -t.l1 : 0.0f * d[i];
+    }
+    if (t.charbonnier != 0.0f || t.mse != 0.0f) {
+        UNROLL
+        for (int i = 0; i < COUNT; i++) {
+            float root = sqrtf(d[i] * d[i] + CHARBONNIER_EPSILON);
+            losses += t.mse * (d[i] * d[i]) + t.charbonnier * root;
+            slopes[i] += t.mse * (2.0f * d[i]);
+            slopes[i] += t.charbonnier * (d[i] / root);
+        }
+    }
+    UNROLL
+    for (int i = 0; i < COUNT; i++) d[i] = slopes[i] * t.scale;
+    return losses;
 }

@@ -28,8 +28,8 @@ KERNEL(reduce_sums) {
     while ((int)blockIdx.x >= arg.jobs[at].end) first = arg.jobs[at++].end;
     const SumJob& job = arg.jobs[at];
     double* shared = (double*)shared_memory();
-    if (job.kind == LOSS_TO_TOTAL || job.kind == LOSS_TO_METRICS) {
-        loss_family::finish_pixel_loss(job, shared, arg.scalars);
+    if (job.kind == LOSS_TO_TOTAL || job.kind == LOSS_TO_METRICS || job.kind == LOSS_ADDED) {
+        loss_family::finish_loss(job, shared, arg.scalars);
         return;
     }
     int chunk = (int)blockIdx.x - first, lane = threadIdx.x % SUM_LANES, group = threadIdx.x / SUM_LANES;

@@ -1,270 +1,497 @@
 // SSIM and MS-SSIM of the clamped luma with their gradients; definitions and arithmetic are those
 // of src/backend/cpu/structural.rs. The arithmetic works on s = x + y - 1 and d = x - y of the two
-// lumas. A few images are computed at a time; each has, for each of its levels, planes [h][w] of s,
-// d and gradient, and three of slopes, with one value a window. Outside the image both lumas are 0:
-// s = -1, d = 0.
-#include "common.cuh"
+// lumas x and y. For each of its levels, an image has three slopes of every window, by patches of 32
+// x 32 windows; and for the coarser ones planes [h][w] of s, d and the gradient. At the finest level
+// s and d are computed from the pixels wherever they are needed, which takes less time than to write
+// and read them. Outside the image both lumas are 0: s = -1, d = 0.
+//
+// Positions among all pixels, and among the floats of a launch, fit an int; the lowering checks it.
+#include "pixel_terms.cuh"
 
 // One level of an image.
 struct Level {
     int h, w;
     int pad;                // zeros around the image that windows reach: half a window where the image is smaller than one
     int rows, columns;      // of windows
-    int patches;            // over the pixels; there are no more windows than pixels
-    long long start;        // offset of its planes among the floats of an image
+    int across, patches;    // over the pixels; there are no more windows than pixels
+    int start;              // of its floats among those of the image
     int index, first;       // number of the level, and of its first patch
 };
 DEVICE Level first_level(int h, int w) {
-    Level l = {h, w, 0, 0, 0, 0, 0, 0, 0};
+    Level l = {h, w, 0, 0, 0, 0, 0, 0, 0, 0};
     l.pad = (h < w ? h : w) < WINDOW ? WINDOW / 2 : 0;
     l.rows = h + 2 * l.pad + 1 - WINDOW;
     l.columns = w + 2 * l.pad + 1 - WINDOW;
-    l.patches = ((h + PATCH_H - 1) / PATCH_H) * ((w + PATCH_W - 1) / PATCH_W);
+    l.across = (w + PATCH_W - 1) / PATCH_W;
+    l.patches = (h + PATCH_H - 1) / PATCH_H * l.across;
     return l;
 }
 DEVICE Level next_level(const Level& fine) {
     Level l = first_level((fine.h + 1) / 2, (fine.w + 1) / 2);
-    l.start = fine.start + (long long)PLANES * fine.h * fine.w;
+    l.start = fine.start + fine.patches * SLOPES + (fine.index == 0 ? 0 : 3 * fine.h * fine.w);
     l.index = fine.index + 1;
     l.first = fine.first + fine.patches;
     return l;
 }
-// The level of a block's patch.
-DEVICE Level level_of_patch(int h, int w, int patch) {
-    Level l = first_level(h, w);
-    while (patch >= l.first + l.patches) l = next_level(l);
+// Where, after its start, a level has its planes, and the first slope of a window; the other two
+// follow at a distance of a patch each.
+DEVICE int plane_of(const Level& l, int plane) { return l.patches * SLOPES + plane * l.h * l.w; }
+DEVICE int slope_of(const Level& l, u32 row, u32 column) {
+    u32 patch = row / PATCH_H * l.across + column / PATCH_W;
+    return patch * SLOPES + row % PATCH_H * PATCH_W + column % PATCH_W;
+}
+
+// The part of a level that a block takes.
+struct Patch {
+    Level level;
+    int number, top, left;
+};
+DEVICE Patch patch_of(int h, int w, int number) {
+    Patch p = {first_level(h, w), number, 0, 0};
+    while (number >= p.level.first + p.level.patches) p.level = next_level(p.level);
+    int own = number - p.level.first;
+    p.top = own / p.level.across * PATCH_H;
+    p.left = own % p.level.across * PATCH_W;
+    return p;
+}
+
+DEVICE bool within(int at, int size) { return (u32)at < (u32)size; }
+// The same position where it is within the size, else one that may be read.
+DEVICE int readable(int at, int size) { return (u32)at < (u32)size ? at : size - 1; }
+
+// Where the prediction and the target of an image are.
+struct Image {
+    int first, w;  // pixels before it
+    Steps steps;   // from `first` on, of a target of bytes
+};
+DEVICE Image image_of(const Predictions& p, int image) {
+    Image m = {image * p.h * p.w, p.w, {0, 0, 0}};
+    if (p.target_bytes) m.steps = augmentation(p.codes[image], p.h, p.w);
+    m.steps.start += m.first;
+    return m;
+}
+// A pixel as it is loaded: prediction - target, and the target, which is 0 .. 255 where it is bytes
+// and 0 .. 1 where it is floats. `bytes` must be `p.target_bytes != nullptr`.
+struct Pixel {
+    float difference[3], target[3];
+};
+DEVICE Pixel load_pixel(const Predictions& p, const Image& m, bool bytes, int y, int x) {
+    Pixel pixel;
+    int at = (m.first + y * m.w + x) * 3, stored = (m.steps.start + y * m.steps.down + x * m.steps.across) * 3;
+    UNROLL
+    for (int c = 0; c < 3; c++) pixel.difference[c] = p.values[at + c];
+    UNROLL
+    for (int c = 0; c < 3; c++) {
+        if (bytes) {
+            pixel.target[c] = (float)p.target_bytes[stored + c];
+        } else {
+            float t = p.target_floats[at + c];
+            pixel.target[c] = t < 0.0f ? 0.0f : t > 1.0f ? 1.0f : t;
+            pixel.difference[c] -= pixel.target[c];
+        }
+    }
+    return pixel;
+}
+// Makes a pixel's target 0 .. 1.
+DEVICE void divide_target(bool bytes, Pixel& pixel) {
+    UNROLL
+    for (int c = 0; c < 3; c++) pixel.target[c] = bytes ? over_255(pixel.target[c]) : pixel.target[c];
+}
+// s and d of a pixel.
+struct Lumas {
+    float s, d;
+};
+// Makes a difference that of the clamped prediction; a NaN stays.
+DEVICE float clamped(float d, float target) { return least_or_nan(greatest_or_nan(d, -target), 1.0f - target); }
+DEVICE Lumas lumas_of(const Pixel& pixel) {
+    Lumas l = {-1.0f, 0.0f};
+    UNROLL
+    for (int c = 0; c < 3; c++) {
+        float t = pixel.target[c], v = clamped(pixel.difference[c], t);
+        l.s += LUMA[c] * (2.0f * t + v);
+        l.d += LUMA[c] * v;
+    }
     return l;
-}
-
-// The window applied to 11 values `step` apart.
-DEVICE float gaussian(const float* from, int step) {
-    float sum = 0;
-    for (int t = 0; t < 5; t++) sum += GAUSSIAN[t] * (from[t * step] + from[(10 - t) * step]);
-    return sum + GAUSSIAN[5] * from[5 * step];
-}
-
-DEVICE float clamp_unit(float v) { return v < 0.0f ? 0.0f : v > 1.0f ? 1.0f : v; }
-
-// Reads the target of a pixel, in 0 .. 1, and prediction - target.
-DEVICE void read_pixel(const Predictions& p, int pixel, float (&target)[3], float (&difference)[3]) {
-    int image = pixel / (p.h * p.w), inside = pixel % (p.h * p.w);
-    long long stored = pixel;
-    if (p.target_bytes) stored = (long long)image * p.h * p.w + augmented(p.codes[image], inside / p.w, inside % p.w, p.h, p.w);
-    for (int c = 0; c < 3; c++) {
-        float value = p.values[(long long)pixel * 3 + c];
-        target[c] = p.target_bytes ? (float)p.target_bytes[stored * 3 + c] / 255.0f : clamp_unit(p.target_floats[stored * 3 + c]);
-        difference[c] = p.target_bytes ? value : value - target[c];
-    }
-}
-
-// s and d of the finest level. One thread a pixel. Grid: ceil(images x h x w / 256). Least traffic
-// a pixel: 12 + 3 bytes read, 8 written.
-KERNEL(structural_planes) {
-    const int h = arg.predictions.h, w = arg.predictions.w;
-    int pixel = blockIdx.x * 256 + threadIdx.x;
-    if (pixel >= arg.images * h * w) return;
-    int image = pixel / (h * w), inside = pixel % (h * w);
-    float t[3], d[3], sum = -1.0f, difference = 0.0f;
-    read_pixel(arg.predictions, pixel, t, d);
-    for (int c = 0; c < 3; c++) {
-        // difference of the clamped prediction; a NaN stays
-        float v = d[c] < -t[c] ? -t[c] : d[c] > 1.0f - t[c] ? 1.0f - t[c] : d[c];
-        sum += LUMA[c] * (2.0f * t[c] + v);
-        difference += LUMA[c] * v;
-    }
-    float* to = arg.planes + (long long)image * arg.floats_each;
-    to[inside] = sum;
-    to[h * w + inside] = difference;
 }
 
 // s and d of a level as 2x2 means of the finer one; with an odd size the first mean includes a row
 // or column of zeros before the image. Grid: (ceil(pixels of the coarse level / 256), images).
-// Least traffic: 8 bytes read a fine pixel, 8 written a coarse one.
+// Least traffic: 15 bytes read a pixel of the finest level, 8 of others; 8 written a coarse one.
 KERNEL(structural_pool) {
-    Level fine = first_level(arg.h, arg.w);
+    const bool bytes = arg.predictions.target_bytes;
+    Level fine = first_level(arg.predictions.h, arg.predictions.w);
     for (int i = 1; i < arg.level; i++) fine = next_level(fine);
     Level coarse = next_level(fine);
     int pixel = blockIdx.x * 256 + threadIdx.x, size = coarse.h * coarse.w;
     if (pixel >= size) return;
-    int y = pixel / coarse.w * 2 - fine.h % 2, x = pixel % coarse.w * 2 - fine.w % 2;
-    const float* from = arg.planes + (long long)blockIdx.y * arg.floats_each + fine.start;
-    float* to = arg.planes + (long long)blockIdx.y * arg.floats_each + coarse.start;
-    for (int plane = 0; plane < 2; plane++) {
-        float outside = plane == 0 ? -1.0f : 0.0f, value[2][2];
-        for (int i = 0; i < 4; i++) {
-            int row = y + i / 2, column = x + i % 2;
-            // only rows and columns before the image can be outside
-            value[i / 2][i % 2] = row >= 0 && column >= 0 ? from[plane * fine.h * fine.w + row * fine.w + column] : outside;
+    int y = pixel / coarse.w * 2 - fine.h % 2, x = pixel % coarse.w * 2 - fine.w % 2, own = blockIdx.y * arg.floats_each;
+    const float* from = arg.floats + own + fine.start;
+    Image image = image_of(arg.predictions, blockIdx.y);
+    Lumas value[4];
+    for (int i = 0; i < 4; i++) {
+        int row = y + i / 2, column = x + i % 2, at = row * fine.w + column;
+        value[i] = {-1.0f, 0.0f};
+        // only rows and columns before the image can be outside
+        if (row < 0 || column < 0) continue;
+        if (fine.index == 0) {
+            Pixel finest = load_pixel(arg.predictions, image, bytes, row, column);
+            divide_target(bytes, finest);
+            value[i] = lumas_of(finest);
+        } else {
+            value[i] = {from[plane_of(fine, 0) + at], from[plane_of(fine, 1) + at]};
         }
-        to[plane * size + pixel] = 0.25f * ((value[0][0] + value[0][1]) + (value[1][0] + value[1][1]));
+    }
+    float* to = arg.floats + own + coarse.start + pixel;
+    to[plane_of(coarse, 0)] = 0.25f * ((value[0].s + value[1].s) + (value[2].s + value[3].s));
+    to[plane_of(coarse, 1)] = 0.25f * ((value[0].d + value[1].d) + (value[2].d + value[3].d));
+}
+
+// The window along a row: a thread of the first 5.25 warps has eight neighbouring results of one of
+// the patch's 42 rows, and loads the 18 values that they reach (and two more) once. The lengths of
+// the rows, REACH_ROW and FILTERED_ROW, give lanes that load or store together different banks.
+struct __attribute__((aligned(16))) Four {
+    float value[4];
+};
+const int ALONG = 8, ALONG_UNITS = REACH_H * (PATCH_W / ALONG);
+DEVICE int along_row() { return threadIdx.x / (PATCH_W / ALONG); }
+DEVICE int along_column() { return threadIdx.x % (PATCH_W / ALONG) * ALONG; }
+DEVICE void load_along(const float* plane, float (&to)[20]) {
+    const Four* from = (const Four*)(plane + along_row() * REACH_ROW + along_column());
+    UNROLL
+    for (int i = 0; i < 5; i++) {
+        Four four = from[i];
+        UNROLL
+        for (int j = 0; j < 4; j++) to[4 * i + j] = four.value[j];
+    }
+}
+DEVICE void filter_along(const float (&from)[20], float* filtered) {
+    Four* to = (Four*)(filtered + along_row() * FILTERED_ROW + along_column());
+    UNROLL
+    for (int four = 0; four < ALONG / 4; four++) {
+        Four sums;
+        UNROLL
+        for (int i = 0; i < 4; i++) {
+            const int at = 4 * four + i;
+            float sum = GAUSSIAN[5] * from[at + 5];
+            UNROLL
+            for (int t = 0; t < 5; t++) sum += GAUSSIAN[t] * (from[at + t] + from[at + 10 - t]);
+            sums.value[i] = sum;
+        }
+        to[four] = sums;
     }
 }
 
-// The distances 1 - similarity of all windows of all levels, summed by block, and three slopes for
-// each window's share in the mean similarity: with respect to the filtered s plus d, s^2, d^2.
-// Grid: (patches of all levels, images). Shared memory: s and d of 42 x 26 pixels, then four fields
-// filtered along 26 rows of 32. Least traffic: 8 bytes read a pixel, 12 written a window.
+// The window down a column: a lane has a column of the patch, a thread four neighbouring results.
+const int DOWN = 4, FILTERED = REACH_H * FILTERED_ROW;
+DEVICE int down_row() { return threadIdx.x / PATCH_W * DOWN; }
+DEVICE int down_column() { return threadIdx.x % PATCH_W; }
+DEVICE void filter_down(const float* filtered, float (&to)[DOWN]) {
+    const float* from = filtered + down_row() * FILTERED_ROW + down_column();
+    float value[DOWN + 10];
+    UNROLL
+    for (int i = 0; i < DOWN + 10; i++) value[i] = from[i * FILTERED_ROW];
+    UNROLL
+    for (int i = 0; i < DOWN; i++) {
+        float sum = GAUSSIAN[5] * value[i + 5];
+        UNROLL
+        for (int t = 0; t < 5; t++) sum += GAUSSIAN[t] * (value[i + t] + value[i + 10 - t]);
+        to[i] = sum;
+    }
+}
+
+// Loads s and d of the pixels that a patch's windows reach, COUNT pixels a thread with bytes as
+// targets: the loads of all are issued before the first one is used.
+template <int COUNT>
+DEVICE void load_lumas(const Predictions& from, const Image& image, const Patch& p, int first, float* s, float* d) {
+    const Level& l = p.level;
+    Pixel pixel[COUNT];
+    bool inside[COUNT];
+    UNROLL
+    for (int k = 0; k < COUNT; k++) {
+        u32 i = first + 256 * k + threadIdx.x;
+        int y = p.top - l.pad + (int)(i / REACH_W), x = p.left - l.pad + (int)(i % REACH_W);
+        inside[k] = within(y, l.h) && within(x, l.w);
+        pixel[k] = load_pixel(from, image, true, readable(y, l.h), readable(x, l.w));
+    }
+    UNROLL
+    for (int k = 0; k < COUNT; k++) {
+        u32 i = first + 256 * k + threadIdx.x, to = i + i / REACH_W * (REACH_ROW - REACH_W);
+        if (i >= REACH_H * REACH_W) continue;
+        divide_target(true, pixel[k]);
+        Lumas v = lumas_of(pixel[k]);
+        s[to] = inside[k] ? v.s : -1.0f;
+        d[to] = inside[k] ? v.d : 0.0f;
+    }
+}
+
+// The sum of a value of every thread of a block: f32 in a warp, f64 over the eight warps, which only
+// the thread that calls this gets. `warps` has a float for each.
+DEVICE double warps_sum(const float* warps) {
+    double sum = 0;
+    UNROLL
+    for (int i = 0; i < 8; i++) sum += (double)warps[i];
+    return sum;
+}
+
+// The similarity of a window, from its filtered fields: 1 - similarity, and three slopes, with
+// respect to the filtered s plus d, s^2, d^2.
+struct Similarity {
+    float distance, slope, slope_s, slope_d;
+};
+DEVICE Similarity similarity(float a, float b, float squares_s, float squares_d, bool luminance, float share) {
+    Similarity r;
+    float var_s = squares_s - a * a, var_d = squares_d - b * b;
+    float inverse = fast_reciprocal(var_s + var_d + 2.0f * SSIM_C2);
+    // 1 - contrast-structure, at most 1; a NaN stays
+    float raw = 2.0f * var_d * inverse;
+    r.distance = raw > 1.0f ? 1.0f : raw;
+    float open = raw < 1.0f ? inverse * share : 0.0f;
+    float slope_s = raw * open, slope_d = -2.0f * (var_s + 2.0f * SSIM_C2) * inverse * open, slope = 0.0f;
+    if (luminance) {
+        float both = a + 1.0f, rest = fast_reciprocal(0.5f * (both * both + b * b) + SSIM_C1);
+        float dark = b * b * rest;
+        slope = (1.0f - r.distance) * share * rest * (dark * both + b * (dark - 2.0f));
+        slope_s *= 1.0f - dark;
+        slope_d *= 1.0f - dark;
+        r.distance = dark + r.distance - dark * r.distance;
+    }
+    // a variance is the mean of squares minus the squared mean; the factor 2 is from the derivative
+    // of a pixel's square
+    r.slope = slope - 2.0f * (a * slope_s + b * slope_d);
+    r.slope_s = 2.0f * slope_s;
+    r.slope_d = 2.0f * slope_d;
+    return r;
+}
+
+// The distances 1 - similarity of all windows of all levels, summed by block, and the slopes of each
+// window's share in the mean similarity. Grid: (patches of all levels, images). Shared memory: s and
+// d of 42 x 42 pixels; then, in their place, four fields filtered along 42 rows of 32. Least
+// traffic: 15 bytes read a pixel (8 at coarser levels), 12 written a window.
 KERNEL(structural_windows) {
     float* s = (float*)shared_memory();
-    float* d = s + REACH_H * REACH_W;
-    float* filtered = d + REACH_H * REACH_W;
-    Level l = level_of_patch(arg.h, arg.w, blockIdx.x);
-    float* own = arg.planes + (long long)blockIdx.y * arg.floats_each + l.start;
-    int size = l.h * l.w, across = (l.w + PATCH_W - 1) / PATCH_W, patch = blockIdx.x - l.first;
-    int top = patch / across * PATCH_H, left = patch % across * PATCH_W;
-    for (int i = threadIdx.x; i < REACH_H * REACH_W; i += 256) {
-        int y = top + i / REACH_W - l.pad, x = left + i % REACH_W - l.pad;
-        bool inside = y >= 0 && y < l.h && x >= 0 && x < l.w;
-        s[i] = inside ? own[y * l.w + x] : -1.0f;
-        d[i] = inside ? own[size + y * l.w + x] : 0.0f;
-    }
-    barrier();
-    const int field = REACH_H * PATCH_W;
-    for (int i = threadIdx.x; i < field; i += 256) {
-        int at = i / PATCH_W * REACH_W + i % PATCH_W;
-        float s2 = 0, d2 = 0;
-        for (int t = 0; t < 5; t++) {
-            float a = s[at + t], b = s[at + 10 - t], e = d[at + t], f = d[at + 10 - t];
-            s2 += GAUSSIAN[t] * (a * a + b * b);
-            d2 += GAUSSIAN[t] * (e * e + f * f);
+    float* d = s + REACH_H * REACH_ROW;
+    float* filtered = d + REACH_H * REACH_ROW;
+    Patch p = patch_of(arg.predictions.h, arg.predictions.w, blockIdx.x);
+    Level l = p.level;
+    float* own = arg.floats + (int)blockIdx.y * arg.floats_each + l.start;
+    Image image = image_of(arg.predictions, blockIdx.y);
+    if (l.index == 0 && arg.predictions.target_bytes) {
+        load_lumas<4>(arg.predictions, image, p, 0, s, d);
+        load_lumas<3>(arg.predictions, image, p, 4 * 256, s, d);
+    } else {
+        ROLLED
+        for (int i = threadIdx.x; i < REACH_H * REACH_W; i += 256) {
+            int y = p.top + i / REACH_W - l.pad, x = p.left + i % REACH_W - l.pad, to = i / REACH_W * REACH_ROW + i % REACH_W, at = y * l.w + x;
+            Lumas v = {-1.0f, 0.0f};
+            if (within(y, l.h) && within(x, l.w))
+                v = l.index == 0 ? lumas_of(load_pixel(arg.predictions, image, false, y, x)) : Lumas{own[plane_of(l, 0) + at], own[plane_of(l, 1) + at]};
+            s[to] = v.s;
+            d[to] = v.d;
         }
-        filtered[i] = gaussian(s + at, 1);
-        filtered[field + i] = gaussian(d + at, 1);
-        filtered[2 * field + i] = s2 + GAUSSIAN[5] * (s[at + 5] * s[at + 5]);
-        filtered[3 * field + i] = d2 + GAUSSIAN[5] * (d[at + 5] * d[at + 5]);
     }
     barrier();
-    double sum = 0;
-    int windows = l.rows * l.columns;
-    float share = 1.0f / (float)windows;
-    for (int i = threadIdx.x; i < PATCH_H * PATCH_W; i += 256) {
-        int y = top + i / PATCH_W, x = left + i % PATCH_W;
+    if (threadIdx.x < ALONG_UNITS) {
+        UNROLL
+        for (int f = 0; f < 2; f++) {
+            float value[20];
+            load_along(f == 0 ? s : d, value);
+            filter_along(value, filtered + f * FILTERED);
+            UNROLL
+            for (int i = 0; i < 20; i++) value[i] *= value[i];
+            filter_along(value, filtered + (2 + f) * FILTERED);
+        }
+    }
+    barrier();
+    float fields[4][DOWN];
+    UNROLL
+    for (int f = 0; f < 4; f++) filter_down(filtered + f * FILTERED, fields[f]);
+    int x = p.left + down_column();
+    float share = 1.0f / (float)(l.rows * l.columns), sum = 0;
+    float* slopes = own + (p.number - l.first) * SLOPES + threadIdx.x / PATCH_W * DOWN * PATCH_W + down_column();
+    UNROLL
+    for (int k = 0; k < DOWN; k++) {
+        int y = p.top + down_row() + k;
         if (y >= l.rows || x >= l.columns) continue;
-        float a = gaussian(filtered + i, PATCH_W), b = gaussian(filtered + field + i, PATCH_W);
-        float var_s = gaussian(filtered + 2 * field + i, PATCH_W) - a * a;
-        float var_d = gaussian(filtered + 3 * field + i, PATCH_W) - b * b;
-        float inverse = 1.0f / (var_s + var_d + 2.0f * SSIM_C2);
-        // 1 - contrast-structure, at most 1; a NaN stays
-        float raw = 2.0f * var_d * inverse;
-        float distance = raw > 1.0f ? 1.0f : raw;
-        float open = raw < 1.0f ? inverse * share : 0.0f;
-        float slope_s = raw * open, slope_d = -2.0f * (var_s + 2.0f * SSIM_C2) * inverse * open, slope = 0.0f;
-        if (arg.luminance) {
-            float both = a + 1.0f, rest = 1.0f / (0.5f * (both * both + b * b) + SSIM_C1);
-            float dark = b * b * rest;
-            slope = (1.0f - distance) * share * rest * (dark * both + b * (dark - 2.0f));
-            slope_s *= 1.0f - dark;
-            slope_d *= 1.0f - dark;
-            distance = dark + distance - dark * distance;
-        }
-        sum += (double)distance;
-        // a variance is the mean of squares minus the squared mean; the factor 2 is from the
-        // derivative of a pixel's square
-        float* slopes = own + 3LL * size + y * l.columns + x;
-        slopes[0] = slope - 2.0f * (a * slope_s + b * slope_d);
-        slopes[windows] = 2.0f * slope_s;
-        slopes[2LL * windows] = 2.0f * slope_d;
+        Similarity r = similarity(fields[0][k], fields[1][k], fields[2][k], fields[3][k], arg.luminance, share);
+        sum += r.distance;
+        slopes[k * PATCH_W] = r.slope;
+        slopes[k * PATCH_W + SLOPES / 3] = r.slope_s;
+        slopes[k * PATCH_W + SLOPES / 3 * 2] = r.slope_d;
     }
-    // s and d are no longer needed
-    double total = block_sum<256>((double*)shared_memory(), sum);
-    if (threadIdx.x == 0) arg.partials[(long long)blockIdx.y * gridDim.x + blockIdx.x] = total;
+    float* warps = filtered + 4 * FILTERED;
+    sum = warp_sum(sum);
+    if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = sum;
+    barrier();
+    if (threadIdx.x == 0) arg.partials[(long long)blockIdx.y * gridDim.x + blockIdx.x] = warps_sum(warps);
 }
 
-// The transposed filter: the gradient of each level's mean similarity, from the slopes of all
-// windows that contain a pixel. Grid: (patches of all levels, images). Shared memory: three slopes
-// of 42 x 26 windows, then filtered along 26 rows of 32. Least traffic a pixel: 20 bytes read, 4
-// written.
-KERNEL(structural_spread) {
-    float* slopes = (float*)shared_memory();
-    float* filtered = slopes + 3 * REACH_H * REACH_W;
-    Level l = level_of_patch(arg.h, arg.w, blockIdx.x);
-    float* own = arg.planes + (long long)blockIdx.y * arg.floats_each + l.start;
-    int size = l.h * l.w, across = (l.w + PATCH_W - 1) / PATCH_W, patch = blockIdx.x - l.first;
-    int top = patch / across * PATCH_H, left = patch % across * PATCH_W;
-    for (int i = threadIdx.x; i < REACH_H * REACH_W; i += 256) {
-        int y = top + l.pad - (WINDOW - 1) + i / REACH_W, x = left + l.pad - (WINDOW - 1) + i % REACH_W;
-        bool inside = y >= 0 && y < l.rows && x >= 0 && x < l.columns;
-        const float* from = own + 3LL * size + y * l.columns + x;
-        for (int f = 0; f < 3; f++) slopes[f * REACH_H * REACH_W + i] = inside ? from[(long long)f * l.rows * l.columns] : 0.0f;
-    }
-    barrier();
-    const int field = REACH_H * PATCH_W;
-    for (int i = threadIdx.x; i < field; i += 256) {
-        int at = i / PATCH_W * REACH_W + i % PATCH_W;
-        for (int f = 0; f < 3; f++) filtered[f * field + i] = gaussian(slopes + f * REACH_H * REACH_W + at, 1);
-    }
-    barrier();
-    for (int i = threadIdx.x; i < PATCH_H * PATCH_W; i += 256) {
-        int y = top + i / PATCH_W, x = left + i % PATCH_W;
-        if (y >= l.h || x >= l.w) continue;
-        float plain = gaussian(filtered + i, PATCH_W), times_s = gaussian(filtered + field + i, PATCH_W);
-        float times_d = gaussian(filtered + 2 * field + i, PATCH_W);
-        int pixel = y * l.w + x;
-        own[2LL * size + pixel] = plain + (own[pixel] * times_s + own[size + pixel] * times_d);
-    }
-}
-
-// An image's score, the product of its levels' means to the power of their exponents, and the
-// factor of each level's gradient. Grid: images. Shared memory: 256 f64.
+// MS-SSIM: an image's score, the product of its levels' means to the power of their exponents, and
+// the factor of each level's gradient. Grid: images. Shared memory: twice 256 f64, in turns, so that
+// no thread adds up a level while others still read the sum of the one before.
 KERNEL(structural_score) {
     double means[LEVELS];
     Level l = first_level(arg.h, arg.w);
-    for (int level = 0; level < LEVELS; level++) {
+    for (int level = 0; level < arg.levels; level++) {
         double sum = 0;
         const double* own = arg.partials + (long long)blockIdx.x * arg.patches + l.first;
-        if (level < arg.levels)
-            for (int i = threadIdx.x; i < l.patches; i += 256) sum += own[i];
-        double total = block_sum<256>((double*)shared_memory(), sum);
+        for (int i = threadIdx.x; i < l.patches; i += 256) sum += own[i];
+        double total = block_sum<256>((double*)shared_memory() + level % 2 * 256, sum);
         double mean = 1.0 - total / ((double)l.rows * (double)l.columns);
         means[level] = mean < 0.0 ? 0.0 : mean;  // rounding can make it negative; NaN stays
-        barrier();
         l = next_level(l);
     }
     if (threadIdx.x != 0) return;
     double score = 1.0;
-    for (int level = 0; level < arg.levels; level++) score *= arg.levels == 1 ? means[0] : pow(means[level], MS_SSIM_EXPONENTS[level]);
+    for (int level = 0; level < arg.levels; level++) score *= pow(means[level], MS_SSIM_EXPONENTS[level]);
     arg.scores[blockIdx.x] = score;
     double slope = -arg.scalars->micro_scale / (double)arg.of * (double)arg.weight * (double)arg.scalars->loss_scale;
     for (int level = 0; level < arg.levels; level++) {
         // a level with mean 0 has gradient 0, because its limit is infinite or undefined
-        double exponent = arg.levels == 1 ? 1.0 : MS_SSIM_EXPONENTS[level];
+        double exponent = MS_SSIM_EXPONENTS[level];
         arg.factors[blockIdx.x * LEVELS + level] = score > 0.0 ? (float)(slope * exponent * score / means[level]) : 0.0f;
     }
 }
 
-// Adds all levels' gradients of a pixel, through luma and clamp, to d_prediction. One thread a
-// pixel. Grid: ceil(images x h x w / 256). Least traffic a pixel: 4 x 1.33 + 27 bytes read, 12
-// written.
-KERNEL(structural_gradient) {
-    const int h = arg.predictions.h, w = arg.predictions.w;
-    int pixel = blockIdx.x * 256 + threadIdx.x;
-    if (pixel >= arg.images * h * w) return;
-    int image = pixel / (h * w), y = pixel % (h * w) / w, x = pixel % w;
-    const float* own = arg.planes + (long long)image * arg.floats_each;
-    Level l = first_level(h, w);
-    float sum = 0, share = 1.0f;
-    for (int level = 0; level < arg.levels; level++) {
-        sum += share * arg.factors[image * LEVELS + level] * own[l.start + 2LL * l.h * l.w + y * l.w + x];
-        share *= 0.25f;
-        y = (y + l.h % 2) / 2;
-        x = (x + l.w % 2) / 2;
-        l = next_level(l);
-    }
-    float t[3], d[3];
-    read_pixel(arg.predictions, pixel, t, d);
-    for (int c = 0; c < 3; c++)
-        if (d[c] >= -t[c] && d[c] <= 1.0f - t[c]) arg.d_prediction[(long long)pixel * 3 + c] += LUMA[c] * sum;
+// A patch's share in the loss. The first patch has all of MS-SSIM's, which is known only of whole
+// images.
+DEVICE double structural_share(const structural_spread_arguments& arg, const Patch& p, int image) {
+    if (arg.scores && p.number != 0) return 0.0;
+    double distance = arg.scores ? 1.0 - arg.scores[image] : arg.partials[(long long)image * p.level.patches + p.number];
+    // rounding can make it negative; a NaN stays
+    return (distance < 0.0 ? 0.0 : distance) * arg.share;
 }
 
-// Adds the images' scores to those of earlier slices; after the last slice the weighted loss of
-// their mean is added to metrics[0]. One lane of one warp works.
-KERNEL(finish_structural) {
-    if (threadIdx.x != 0) return;
-    double sum = arg.flags & SLICE_CONTINUES ? *arg.total : 0.0;
-    for (int i = 0; i < arg.images; i++) sum += arg.scores[i];
-    *arg.total = sum;
-    if (!(arg.flags & SLICE_LAST)) return;
-    double mean = sum / (double)arg.of;
-    double inside = mean < 0.0 ? 0.0 : mean > 1.0 ? 1.0 : mean;
-    arg.metrics[0] += (double)arg.weight * (1.0 - inside) * arg.scalars->micro_scale;
+// The gradients of the coarser levels for the pixels of a thread at the finest one.
+DEVICE void coarse_gradients(const structural_spread_arguments& arg, int image, int y, int x, float (&sums)[DOWN]) {
+    const float* own = arg.floats + image * arg.floats_each;
+    Level l = first_level(arg.predictions.h, arg.predictions.w);
+    int rows[DOWN];
+    for (int k = 0; k < DOWN; k++) {
+        rows[k] = y + k;
+        sums[k] = 0;
+    }
+    float share = 1.0f;
+    ROLLED
+    for (int level = 1; level < LEVELS; level++) {
+        int odd_y = l.h % 2, odd_x = l.w % 2;
+        x = (x + odd_x) / 2;
+        l = next_level(l);
+        share *= 0.25f;
+        float factor = share * arg.factors[image * LEVELS + level];
+        UNROLL
+        for (int k = 0; k < DOWN; k++) {
+            rows[k] = (rows[k] + odd_y) / 2;
+            if (rows[k] < l.h && x < l.w) sums[k] += factor * own[l.start + plane_of(l, 2) + rows[k] * l.w + x];
+        }
+    }
 }
+
+// The transposed filter: the gradient of each level's mean similarity, from the slopes of all
+// windows that contain a pixel. At coarser levels it is stored. At the finest level those of all
+// levels go through luma and clamp to d_prediction, to which they are added; WITH_PIXEL_LOSS computes
+// the pixel losses of a u8 target first, and their gradient with these goes there. The shares of a
+// block's patch in the losses are added up.
+template <bool WITH_PIXEL_LOSS>
+DEVICE void spread(const structural_spread_arguments& arg) {
+    float* slopes = (float*)shared_memory();
+    float* filtered = slopes + 3 * REACH_H * REACH_ROW;
+    float* scales = filtered + 3 * FILTERED;
+    Patch p = patch_of(arg.predictions.h, arg.predictions.w, arg.first + (int)blockIdx.x);
+    Level l = p.level;
+    int image = blockIdx.y, y = p.top + down_row(), x = p.left + down_column();
+    float* own = arg.floats + image * arg.floats_each + l.start;
+    const bool finest = WITH_PIXEL_LOSS || l.index == 0, bytes = WITH_PIXEL_LOSS || arg.predictions.target_bytes;
+    const int each = (REACH_H * REACH_W + 255) / 256;
+    float loaded[each][3];
+    UNROLL
+    for (int k = 0; k < each; k++) {
+        u32 i = 256 * k + threadIdx.x;
+        int row = p.top + l.pad - (WINDOW - 1) + (int)(i / REACH_W), column = p.left + l.pad - (WINDOW - 1) + (int)(i % REACH_W);
+        bool inside = within(row, l.rows) && within(column, l.columns);
+        int at = slope_of(l, readable(row, l.rows), readable(column, l.columns));
+        UNROLL
+        for (int f = 0; f < 3; f++) loaded[k][f] = inside ? own[at + f * (SLOPES / 3)] : 0.0f;
+    }
+    // the pixels arrive while the slopes are filtered
+    Image prediction = image_of(arg.predictions, image);
+    Pixel pixels[DOWN];
+    UNROLL
+    for (int k = 0; k < DOWN; k++) {
+        pixels[k] = {{0, 0, 0}, {0, 0, 0}};
+        if (finest) pixels[k] = load_pixel(arg.predictions, prediction, bytes, readable(y + k, l.h), readable(x, l.w));
+    }
+    UNROLL
+    for (int k = 0; k < each; k++) {
+        u32 i = 256 * k + threadIdx.x, to = i + i / REACH_W * (REACH_ROW - REACH_W);
+        if (i >= REACH_H * REACH_W) continue;
+        UNROLL
+        for (int f = 0; f < 3; f++) slopes[f * REACH_H * REACH_ROW + to] = loaded[k][f];
+    }
+    barrier();
+    double share = 0;
+    double* shares = arg.shares + (long long)image * l.patches + p.number;
+    if (threadIdx.x < ALONG_UNITS) {
+        UNROLL
+        for (int f = 0; f < 3; f++) {
+            float value[20];
+            load_along(slopes + f * REACH_H * REACH_ROW, value);
+            filter_along(value, filtered + f * FILTERED);
+        }
+    } else if (threadIdx.x == 255 && finest) {
+        // Its warp has nothing else to do meanwhile. The gradient of SSIM's only level does not
+        // depend on the score: where all windows have the least similarity, so that the mean is 0,
+        // all slopes are 0.
+        share = (arg.adds ? *shares : 0.0) + structural_share(arg, p, image);
+        double scale = (double)arg.scalars->micro_scale;
+        scales[0] = (float)(scale * arg.per_value) * arg.scalars->loss_scale;
+        scales[1] = arg.factors ? arg.factors[image * LEVELS] : (float)(scale * arg.slope * (double)arg.scalars->loss_scale);
+    }
+    barrier();
+    float fields[3][DOWN];
+    UNROLL
+    for (int f = 0; f < 3; f++) filter_down(filtered + f * FILTERED, fields[f]);
+    if (!finest) {
+        for (int k = 0; k < DOWN; k++) {
+            int at = (y + k) * l.w + x;
+            if (y + k >= l.h || x >= l.w) continue;
+            float v = own[plane_of(l, 0) + at] * fields[1][k] + own[plane_of(l, 1) + at] * fields[2][k];
+            own[plane_of(l, 2) + at] = fields[0][k] + v;
+        }
+        return;
+    }
+    float coarse[DOWN] = {0, 0, 0, 0}, losses = 0;
+    if (arg.factors) coarse_gradients(arg, image, y, x, coarse);
+    const PixelTerms terms = {arg.l1, arg.charbonnier, arg.mse, scales[0]};
+    const float factor = scales[1];
+    UNROLL
+    for (int k = 0; k < DOWN; k++) {
+        if (y + k >= l.h || x >= l.w) continue;
+        divide_target(bytes, pixels[k]);
+        Lumas v = lumas_of(pixels[k]);
+        float sum = factor * (fields[0][k] + (v.s * fields[1][k] + v.d * fields[2][k])) + coarse[k];
+        float* to = arg.d_prediction + (prediction.first + (y + k) * l.w + x) * 3;
+        float gradient[3];
+        UNROLL
+        for (int c = 0; c < 3; c++) gradient[c] = WITH_PIXEL_LOSS ? pixels[k].difference[c] : to[c];
+        if (WITH_PIXEL_LOSS) losses += pixel_losses(terms, gradient);
+        UNROLL
+        for (int c = 0; c < 3; c++) {
+            float d = pixels[k].difference[c];
+            to[c] = d == clamped(d, pixels[k].target[c]) ? gradient[c] + LUMA[c] * sum : gradient[c];
+        }
+    }
+    float* warps = scales + 2;
+    losses = warp_sum(losses);
+    if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = losses;
+    barrier();
+    if (threadIdx.x == 255) *shares = share + warps_sum(warps) * arg.per_value;
+}
+
+// Grid: (patches from the first one on, images). Shared memory: three slopes of 42 x 42 windows,
+// then, in their place, filtered along 42 rows of 32; ten f32. Least traffic a pixel: 39 bytes read
+// (28 at coarser levels, where s and d are stored), 12 written (4).
+KERNEL_CROWDED(structural_spread, 3) { spread<false>(arg); }
+
+// The same for the patches of the finest level and u8 targets. Least traffic a pixel: 27 bytes read,
+// 12 written.
+KERNEL_CROWDED(structural_spread_losses, 3) { spread<true>(arg); }

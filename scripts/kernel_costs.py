@@ -45,14 +45,15 @@ class Card(typing.NamedTuple):
     f64: float  # clocks of an f64 instruction of a warp on a quarter; one unit of an RTX 3060's multiprocessor serves all four
     convert: float  # the same of a conversion from or to f64
     loads: tuple  # clocks of loads, in turns: their shares come from the cache and from memory
+    shared: int  # bytes of shared memory of a multiprocessor
 
 
 # The sources: CUDA programming guide (results a clock and multiprocessor), published microbenchmarks of mma.sync on Hopper (62 % of the
 # rate of wgmma) and of cache latencies. GeForce cards multiply halves with f32 sums at half rate. An H200's cache holds most of what the
 # kernel before has written; an RTX 3060's holds 3 MiB.
 CARDS = {
-    90: Card("H200", 132, 1.75, 4.3e12, 6.4, 2, 8, (300, 300, 300, 650)),
-    86: Card("RTX 3060", 28, 1.78, 0.36e12, 32, 64, 64, (470, 470, 470, 220)),
+    90: Card("H200", 132, 1.75, 4.3e12, 6.4, 2, 8, (300, 300, 300, 650), 228 << 10),
+    86: Card("RTX 3060", 28, 1.78, 0.36e12, 32, 64, 64, (470, 470, 470, 220), 100 << 10),
 }
 # Microseconds between two launches of a graph.
 PAUSE = 1.2
@@ -97,6 +98,7 @@ class Kernel(typing.NamedTuple):
     beside: bool = False  # runs beside others
     words: bool = False  # 4-byte loads of a warp touch eight sectors of 32 bytes instead of four
     losses: tuple = ("l1", "ssim")
+    shared: int = 0  # bytes of a block, where a multiprocessor with 100 KiB holds fewer blocks than `fit`
 
 
 KERNELS = [
@@ -106,15 +108,9 @@ KERNELS = [
     Kernel("nano_block", "", 8, 3, None, 64 * LQ, 3, lambda w: [2], words=True),
     Kernel("conv", "conv_mid", 8, 3, None, 64 * LQ, 1, lambda w: []),
     Kernel("reconstruct_x2", "", 8, 2, 256, 104 * LQ, 1, lambda w, t: [2, 1] + edges(w, t), edges=True),
-    # With a structural loss the pixel losses have a kernel of their own, and the rest reads and writes the prediction's gradient. Eight
-    # images at a time; an image has 128 patches of 32 x 16 pixels.
-    Kernel("pixel_loss", "", 8, 6, 256, 24 * HR, 1, before=lambda w: [16, 0], losses=("ssim",)),
-    Kernel("structural_planes", "", 8, 6, HR // 2 // 256, 23 * HR / 2, 2, losses=("ssim",)),
-    Kernel("structural_windows", "", 8, 3, 1024, 20 * HR / 2, 2, before=lambda w: [0, 5 if w < 2 else 4, 4 if w < 2 else 3, 0, 2], losses=("ssim",)),
-    Kernel("structural_score", "", 8, 5, 8, 1e4, 2, before=lambda w: [1, 0, 0, 0, 0, 1, 1, 0], losses=("ssim",)),
-    Kernel("structural_spread", "", 8, 4, 1024, 24 * HR / 2, 2, before=lambda w: [0, 5 if w < 2 else 4, 4 if w < 2 else 3, 0, 2], losses=("ssim",)),
-    Kernel("structural_gradient", "", 8, 6, HR // 2 // 256, 43 * HR / 2, 2, before=lambda w: [1], losses=("ssim",)),
-    Kernel("finish_structural", "", 1, 16, 1, 100, 1, before=lambda w: [1, 0, 0], losses=("ssim",)),
+    # An image has 64 patches of 32 x 32 pixels. The loops are those of coarser levels.
+    Kernel("structural_windows", "", 8, 5, 1024, 27 * HR, 1, before=lambda w: [0, 0], losses=("ssim",), shared=39_008),
+    Kernel("structural_spread_losses", "", 8, 3, 1024, 39 * HR, 1, before=lambda w: [0, 0], losses=("ssim",), shared=40_360),
     # Before its tiles a block sums two strips of an edge.
     Kernel(
         "reconstruct_back_x2", "", 10, 2, 256, 112 * LQ, 1, lambda w, t: edges(w, t) if w < 8 else [0] * 8,
@@ -248,8 +244,9 @@ def path(ops, labels, found, tiles, trips):
         inside = [l for l in found if ops[at].place < l[0] and l[1] < to]
         if inside:
             return all(count(l) == 0 for l in inside)
-        # Roots and slow divisions.
-        return index[to] - at < 90 and any(o.name == "CALL" or o.full.startswith("MUFU.RSQ") for o in ops[at : index[to]])
+        # Slow divisions, and roots: of the other pixel losses, three at a time.
+        skipped = ops[at : index[to]]
+        return (len(skipped) < 90 and any(o.name == "CALL" for o in skipped)) or (len(skipped) < 160 and any(o.full.startswith("MUFU.RSQ") for o in skipped))
 
     tile = 0  # of the block
 
@@ -466,7 +463,8 @@ def main():
         # On an H200 the blocks of multiprocessor 9 have no tile at an edge; block 0 has corners only.
         runs = [blocks_of(kernel, (ops, labels), card, first) for first in ([9, 0] if kernel.edges else [0])]
         again = edge_loads(ops, labels) if kernel.edges else ()
-        results = [simulate(blocks, kernel.fit, card, again) for blocks in runs]
+        fit = min(kernel.fit, card.shared // (kernel.shared + 1024)) if kernel.shared else kernel.fit
+        results = [simulate(blocks, fit, card, again) for blocks in runs]
         blocks, (clocks, issued, busy, waits) = max(zip(runs, results), key=lambda r: r[1][0])
         bytes_alone = kernel.moved / card.bandwidth * 1e6
         microseconds = max(clocks / card.ghz / 1e3, bytes_alone)

@@ -57,6 +57,8 @@ DEVICE u32 float_to_bits(float value) {
 }
 DEVICE float fast_exp2(float value) { return exp2f(value); }
 DEVICE float fast_reciprocal(float value) { return 1.0f / value; }
+DEVICE float greatest_or_nan(float a, float b) { return a < b || b != b ? b : a; }
+DEVICE float least_or_nan(float a, float b) { return a > b || b != b ? b : a; }
 DEVICE float saturate(float value) { return value > 0.0f ? (value < 1.0f ? value : 1.0f) : 0.0f; }
 DEVICE u16 to_bf16(float value) {
     u32 bits = float_to_bits(value);

@@ -205,11 +205,14 @@ impl<'a> Builder<'a> {
         for &id in deferred_sums {
             touch(id, micro.end - 1);
         }
-        // an operation that is absorbed by the one before it has its sums written there
+        // an operation that is absorbed by the one before it has its sums written there, and one that
+        // is delayed has them written by the one after it
         for (at, pair) in ops.windows(2).enumerate() {
-            let absorbed = pair[0].fusion(&pair[1]).is_some_and(|f| f.absorbed);
-            let workspace = pair[1].workspace().filter(|_| absorbed);
-            workspace.into_iter().for_each(|id| touch(id, at));
+            let fusion = pair[0].fusion(&pair[1]).unwrap_or_default();
+            let absorbed = pair[1].workspace().filter(|_| fusion.absorbed);
+            absorbed.into_iter().for_each(|id| touch(id, at));
+            let delayed = pair[0].workspace().filter(|_| fusion.delayed);
+            delayed.into_iter().for_each(|id| touch(id, at + 1));
         }
         // a device may compute what depends on parameters only while the first operations run
         let prepared = ops.iter().filter_map(|op| op.prepared());

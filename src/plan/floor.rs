@@ -27,13 +27,16 @@ impl PlanData {
         let Fusion {
             not_read, absorbed, ..
         } = before.unwrap_or_default();
-        let handed_on = self.fusion(at).and_then(|fusion| fusion.not_read);
+        let after = self.fusion(at).unwrap_or_default();
+        let handed_on = after.not_read;
         let not_written = handed_on.filter(|&id| !self.used_after(id, at + 1));
         let accesses = op.accesses().into_iter();
-        let moved = accesses.filter(|access| {
-            let buffer = Some(access.buffer);
-            !absorbed && buffer != not_read && buffer != not_written
-        });
+        let moved = accesses
+            .filter(|access| !absorbed && !after.delayed && Some(access.buffer) != not_written)
+            .map(|access| Access {
+                read: access.read && Some(access.buffer) != not_read,
+                ..access
+            });
         OpFloor {
             bytes: moved.map(|access| self.moved(access)).sum(),
             multiply_adds: op.multiply_adds(),

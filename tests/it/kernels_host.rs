@@ -265,6 +265,13 @@ pub fn compare_network(
 
 const L1_ONLY: &[(LossKind, f32)] = &[(L1, 1.0)];
 const PIXEL: &[(LossKind, f32)] = &[(L1, 0.7), (Charbonnier, 0.2), (Mse, 0.5)];
+const PIXEL_AND_ALL: &[(LossKind, f32)] = &[
+    (L1, 0.7),
+    (Charbonnier, 0.2),
+    (Mse, 0.5),
+    (Ssim, 0.3),
+    (MsSsim, 0.2),
+];
 const ALL: &[(LossKind, f32)] = &[(L1, 1.0), (Ssim, 0.3), (MsSsim, 0.2)];
 const STRUCTURAL: &[(LossKind, f32)] = &[(MsSsim, 0.4), (Ssim, 0.3)];
 
@@ -672,8 +679,144 @@ fn losses_on_the_way() {
     }
 }
 
-/// HR sizes smaller than a window, odd, wider than a patch; more images than run at a time; bytes
-/// and floats.
+/// The pixel losses computed within the structural ones against those of a kernel of their own, whole
+/// and in slices: the gradients must have the same bits, the losses must be nearly the same.
+#[test]
+fn pixel_losses_within_the_structural_ones() {
+    let whole = (2, 2, (19, 17), PIXEL_AND_ALL, false, Recompute::Block);
+    let odd = (3, 1, (6, 23), ALL, false, Recompute::Block);
+    let slices = (8, 9, (16, 15), STRUCTURAL, false, Recompute::Full);
+    for ((scale, batch, lq, losses, float, recompute), precision, orders) in [
+        (whole, Precision::Bf16, &ORDERS[..]),
+        (odd, Precision::F32, &ORDERS[..]),
+        (slices, Precision::Fp16, &[Order::Mixed][..]),
+    ] {
+        let Some(program) = compile(precision, false) else {
+            return;
+        };
+        let twin = Twin::new(scale, 11);
+        let spec = StepSpec {
+            recompute,
+            ..spec(batch, lq, losses, float)
+        };
+        let plan = training_plan(&twin.net, &spec, &CudaSizing { precision }).unwrap();
+        let pairs: Vec<usize> = (0..plan.ops.len())
+            .filter(|&at| matches!(plan.ops[at], Op::PixelLoss(_)))
+            .collect();
+        assert_eq!(pairs.len() > 1, recompute == Recompute::Full);
+        let layout = plan.batch.unwrap();
+        let scalars = Scalars {
+            micro_scale: 0.5,
+            loss_scale: 8.0,
+            accumulate: true,
+            ..SCALARS
+        };
+        // Returns the kernels, the gradients of all slices, and the loss.
+        let run = |order: Order, together: bool| {
+            let mut host = Host::new(plan.clone(), program.clone(), order);
+            let batch: Vec<u8> = bytes(layout.bytes(), 3).iter().map(|v| v % 251).collect();
+            host.bytes(layout.buffer).copy_from_slice(&batch);
+            let codes = layout.augment_of(0);
+            host.bytes(layout.buffer)[codes..].fill(0);
+            let metrics = plan.ports.metrics.unwrap();
+            host.bytes(metrics)[..8].copy_from_slice(&0.25f64.to_le_bytes());
+            let (mut kernels, mut gradients) = (Vec::new(), Vec::new());
+            for (seed, &at) in pairs.iter().enumerate() {
+                let Op::PixelLoss(loss) = &plan.ops[at] else {
+                    unreachable!()
+                };
+                let values = plan.buffer(loss.prediction).bytes as usize / 4;
+                let noise = network_common::noise(values, 40 + seed as u64);
+                host.bytes(loss.prediction)
+                    .copy_from_slice(&to_activations(&noise, Precision::F32));
+                let ends = if together {
+                    vec![at, at + 2]
+                } else {
+                    vec![at, at + 1, at + 2]
+                };
+                for pair in ends.windows(2) {
+                    let launches = lower_range(&plan, pair[0]..pair[1]).unwrap();
+                    kernels.extend(launches.iter().map(|l| l.kernel));
+                    host.run(&scalars, &launches).unwrap();
+                }
+                gradients.extend_from_slice(host.bytes(loss.d_prediction));
+            }
+            let metrics: Vec<f64> = bytemuck::pod_collect_to_vec(host.bytes(metrics));
+            (kernels, gradients, metrics[0])
+        };
+        let (apart, gradients, loss) = run(Order::Forward, false);
+        assert!(apart.contains(&"pixel_loss") && !apart.contains(&"structural_spread_losses"));
+        for &order in orders {
+            let (kernels, fused, fused_loss) = run(order, true);
+            assert!(!kernels.contains(&"pixel_loss"));
+            assert!(fused == gradients, "{losses:?}, {order:?}");
+            assert!(
+                (fused_loss - loss).abs() <= 1e-6 * loss && loss > 0.25,
+                "{losses:?}, {order:?}: {fused_loss} for {loss}"
+            );
+        }
+    }
+}
+
+/// Where the prediction is the negative of its target, no window has any similarity: the loss is
+/// whole and its gradient is exactly 0, as on the CPU.
+#[test]
+fn no_similarity_has_no_gradient() {
+    let Some(program) = compile(Precision::F32, false) else {
+        return;
+    };
+    let twin = Twin::new(2, 11);
+    let sizing = CudaSizing {
+        precision: Precision::F32,
+    };
+    for (kind, weight) in [(Ssim, 0.3), (MsSsim, 0.4)] {
+        let spec = spec(2, (10, 13), &[(kind, weight)], false);
+        let plan = training_plan(&twin.net, &spec, &sizing).unwrap();
+        let is_structural = |op: &Op| matches!(op, Op::StructuralLoss(_));
+        let at = plan.ops.iter().position(is_structural).unwrap();
+        let Op::StructuralLoss(loss) = plan.ops[at].clone() else {
+            unreachable!()
+        };
+        let layout = plan.batch.unwrap();
+        let mut host = Host::new(plan.clone(), program.clone(), Order::Mixed);
+        let mut batch = bytes(layout.bytes(), 5);
+        batch[layout.augment_of(0)..].fill(0);
+        host.bytes(layout.buffer).copy_from_slice(&batch);
+        let hr = layout.hr_of(0);
+        let negative: Vec<f32> = batch[hr..layout.augment_of(0)]
+            .iter()
+            .map(|&v| 1.0 - 2.0 * f32::from(v) / 255.0)
+            .collect();
+        host.bytes(loss.prediction)
+            .copy_from_slice(&to_activations(&negative, Precision::F32));
+        host.bytes(loss.d_prediction).fill(0);
+        host.bytes(loss.metrics).fill(0);
+        let launches = lower_range(&plan, at..at + 1).unwrap();
+        host.run(&SCALARS, &launches).unwrap();
+        let gradient = from_activations(host.bytes(loss.d_prediction), Precision::F32);
+        assert!(gradient.iter().all(|&g| g == 0.0), "{kind:?}");
+        let metrics: Vec<f64> = bytemuck::pod_collect_to_vec(host.bytes(loss.metrics));
+        let whole = f64::from(weight) * f64::from(SCALARS.micro_scale);
+        assert!((metrics[0] - whole).abs() < 1e-6 * whole, "{metrics:?}");
+    }
+}
+
+/// More images than the workspace holds at once.
+#[test]
+fn structural_losses_of_several_groups() {
+    let case = (
+        2,
+        205,
+        (1, 1),
+        &[(MsSsim, 0.4)][..],
+        false,
+        Recompute::Block,
+    );
+    let chosen = |op: &Op| matches!(op, Op::StructuralLoss(_));
+    compare(case, Precision::F32, &[Order::Forward], false, chosen);
+}
+
+/// HR sizes smaller than a window, odd, wider and higher than a patch; bytes and floats.
 #[test]
 fn structural_losses() {
     let chosen = |op: &Op| matches!(op, Op::StructuralLoss(_));
@@ -758,8 +901,12 @@ fn sums_added_up_together_are_those_added_up_one_by_one() {
             host
         });
         let all = lower_range(&plan, plan.micro.clone()).unwrap();
-        // A loss within Reconstruct is added up in another order than one with a kernel of its own.
-        let with_loss = |at: usize| plan.fusion(at).is_some_and(|fusion| fusion.absorbed);
+        // A loss within another operation is added up in another order than one with a kernel of its
+        // own.
+        let with_loss = |at: usize| {
+            let fusion = plan.fusion(at).unwrap_or_default();
+            fusion.absorbed || fusion.delayed
+        };
         let alone = plan
             .micro
             .clone()

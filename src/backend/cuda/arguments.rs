@@ -220,6 +220,12 @@ impl Field for f32 {
     }
 }
 
+impl Field for f64 {
+    fn put(self, at: usize, to: &mut Arguments) {
+        to.words[at / 8] = self.to_bits();
+    }
+}
+
 impl<T> Field for Address<T> {
     fn put(self, at: usize, to: &mut Arguments) {
         if let Some((buffer, bytes)) = self.place() {
@@ -283,6 +289,7 @@ pub(super) use c_type;
 c_type!(i32, "int");
 c_type!(u32, "u32");
 c_type!(f32, "float");
+c_type!(f64, "double");
 
 impl<T: CType<Value = T> + Field, const N: usize> CType for [T; N] {
     type Value = [T; N];

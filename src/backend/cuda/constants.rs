@@ -127,7 +127,7 @@ constants! {
     MATRIX_POINTWISE_SUMS: usize = 72;
 
     /// Rows of the pixels that a block of the structural losses takes.
-    PATCH_H: usize = 16;
+    PATCH_H: usize = 32;
     /// Columns of the pixels that a block of the structural losses takes.
     PATCH_W: usize = 32;
     /// Width of the SSIM window.
@@ -136,14 +136,14 @@ constants! {
     REACH_H: usize = PATCH_H + WINDOW - 1;
     /// Columns that the windows on a block's pixels reach.
     REACH_W: usize = PATCH_W + WINDOW - 1;
+    /// f32 elements between two rows of them in shared memory; the gap is against bank conflicts.
+    REACH_ROW: usize = REACH_W + 2;
+    /// The same of rows that are filtered along their length.
+    FILTERED_ROW: usize = PATCH_W + 4;
     /// Levels of MS-SSIM.
     LEVELS: usize = MS_SSIM_EXPONENTS.len();
-    /// f32 planes of a level: s, d, gradient, three slopes.
-    PLANES: usize = 6;
-    /// `flags` of finish_structural: slices came before.
-    SLICE_CONTINUES: i32 = 1;
-    /// `flags` of finish_structural: this slice is the last.
-    SLICE_LAST: i32 = 2;
+    /// f32 slopes of a patch: three of every window.
+    SLOPES: usize = 3 * PATCH_H * PATCH_W;
 
     /// Jobs of one launch of reduce_sums at most.
     SUM_JOBS: usize = 12;
@@ -159,12 +159,14 @@ constants! {
     TO_NANO_BLOCK: i32 = 2;
     /// The sum of a loss is kept for the next slice (loss.cu).
     LOSS_TO_TOTAL: i32 = 3;
-    /// The mean of a loss goes to the metrics.
+    /// The mean of a loss goes to the metrics, where it begins the micro-batch's.
     LOSS_TO_METRICS: i32 = 4;
     /// They replace as many f32 values, whatever the micro-batches before left there.
     TO_VALUES: i32 = 5;
     /// They are added to gradients that another operation of the same micro-batch left there.
     TO_ADDED: i32 = 6;
+    /// The mean of a loss is added to what another loss of the same micro-batch left there.
+    LOSS_ADDED: i32 = 7;
 
     /// Functions of single values (`ChannelFunction::kind`): none.
     FUNCTION_NONE: i32 = 0;

@@ -33,6 +33,6 @@ pub(super) fn most_sum_blocks() -> usize {
     })
 }
 
-/// Images whose planes a structural loss holds at once: enough to fill a card with LQ 128, few
-/// enough to stay in its cache.
-pub(super) const STRUCTURAL_IMAGES: usize = 8;
+/// f32 values that a structural loss holds at once, unless a single image has more: those of 16 images
+/// of 256 x 256 pixels fill a large card and stay in its cache.
+pub(super) const STRUCTURAL_FLOATS: usize = 3 << 20;

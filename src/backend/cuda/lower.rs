@@ -4,7 +4,7 @@
 use super::launch::{Launch, Program};
 use super::lowering::Lowering;
 use super::plain::norm;
-use super::{conv, operation, pixels, reconstruct, reduce};
+use super::{conv, operation, pixels, reconstruct, reduce, structural};
 use crate::plan::{Op, PlanData};
 use anyhow::{Result, ensure};
 use std::ops::Range;
@@ -77,6 +77,12 @@ fn fused(l: &mut Lowering<'_>, plan: &PlanData, at: usize) -> Result<bool> {
             reconstruct::forward(l, end, Some(loss))?;
             l.begin(at + 1);
             pixels::defer_loss(l, loss, reconstruct::loss_blocks(end))?;
+        }
+        (Op::PixelLoss(pixel), Op::StructuralLoss(loss)) => {
+            l.begin(at + 1);
+            structural::loss(l, loss, Some(pixel))?;
+            l.begin(at);
+            pixels::defer_shares(l, pixel, structural::finest_patches(loss))?;
         }
         (Op::RmsNorm(norm), Op::Conv(conv)) if norm::joins_conv(plan, at, norm, conv) => {
             l.begin(at + 1);

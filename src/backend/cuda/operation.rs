@@ -212,7 +212,7 @@ impl CudaOperation for ReconstructBack {
 
 impl CudaOperation for PixelLoss {
     fn workspace(&self, _: Precision) -> u64 {
-        pixels::loss_workspace()
+        pixels::loss_workspace(self)
     }
 
     fn carry(&self) -> u64 {
@@ -235,11 +235,11 @@ impl CudaOperation for StructuralLoss {
     }
 
     fn carry(&self) -> u64 {
-        8 * self.terms.len() as u64
+        8
     }
 
     fn lower(&self, l: &mut Lowering<'_>) -> Result<()> {
-        structural::loss(l, self)
+        structural::loss(l, self, None)
     }
 }
 

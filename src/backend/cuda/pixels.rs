@@ -7,6 +7,7 @@ use super::launch::Shape;
 use super::lowering::{Lowering, int};
 use super::reduce::{self, BLOCK_SUM_BYTES, LossSum};
 use super::signatures::{PIXEL_LOSS, PixelLossArguments, UNPACK, UnpackArguments};
+use super::structural;
 use crate::plan::{PixelLoss, PixelLossKind, Target, Unpack};
 use anyhow::Result;
 
@@ -32,9 +33,9 @@ pub(super) fn unpack(l: &mut Lowering<'_>, o: &Unpack) -> Result<()> {
 /// Blocks of the pixel loss at most: a few for every multiprocessor of any card.
 const LOSS_BLOCKS: usize = 1024;
 
-/// One f64 for every block.
-pub(super) fn loss_workspace() -> u64 {
-    8 * LOSS_BLOCKS as u64
+/// One f64 for every block, of whichever kernel computes the loss.
+pub(super) fn loss_workspace(o: &PixelLoss) -> u64 {
+    8 * LOSS_BLOCKS.max(structural::patches_of(o.extent)) as u64
 }
 
 /// The weights of the pixel losses, and what their mean is over.
@@ -96,6 +97,15 @@ pub(super) fn loss(l: &mut Lowering<'_>, o: &PixelLoss) -> Result<()> {
 
 /// Defers the sum of a loss of which `blocks` blocks have written their parts.
 pub(super) fn defer_loss(l: &mut Lowering<'_>, o: &PixelLoss, blocks: usize) -> Result<()> {
+    defer_sum(l, o, blocks, values(o))
+}
+
+/// The same where the blocks have written shares of the mean.
+pub(super) fn defer_shares(l: &mut Lowering<'_>, o: &PixelLoss, blocks: usize) -> Result<()> {
+    defer_sum(l, o, blocks, 1)
+}
+
+fn defer_sum(l: &mut Lowering<'_>, o: &PixelLoss, blocks: usize, values: usize) -> Result<()> {
     let workspace = l.workspace(o.workspace)?;
     let sum = LossSum {
         partials: l.doubles_at(workspace, 0),
@@ -104,7 +114,7 @@ pub(super) fn defer_loss(l: &mut Lowering<'_>, o: &PixelLoss, blocks: usize) -> 
             None => Address::NULL,
         },
         metrics: l.doubles_at(o.metrics, 0),
-        values: values(o),
+        values,
         blocks,
     };
     reduce::defer_loss(l, &sum, o.slice)

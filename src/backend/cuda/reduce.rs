@@ -5,7 +5,7 @@
 //! Depends on the lowering's state alone.
 
 use super::arguments::{Address, Gradient, Parameter, Partial};
-use super::constants::{LOSS_TO_METRICS, LOSS_TO_TOTAL, SUM_JOBS, SUM_LANES};
+use super::constants::{LOSS_ADDED, LOSS_TO_METRICS, LOSS_TO_TOTAL, SUM_JOBS, SUM_LANES};
 use super::constants::{TO_ADDED, TO_GRADIENTS, TO_NANO_BLOCK, TO_TOTALS, TO_VALUES};
 use super::launch::{Launch, Order, Shape};
 use super::lowering::{Lowering, PendingSums, int};
@@ -67,7 +67,7 @@ pub(super) struct LossSum {
     pub total: Address<f64>,
     /// `[0]` is the loss.
     pub metrics: Address<f64>,
-    /// Values that the mean is over.
+    /// Values that the mean is over; 1 if the partial sums are shares of the mean.
     pub values: usize,
     /// Blocks that write a partial sum.
     pub blocks: usize,
@@ -158,25 +158,7 @@ pub(super) fn defer(l: &mut Lowering<'_>, sums: &Sums, slice: Slice, to: To) -> 
 /// When the plan does not keep the partial sums until then, or has no place to carry the sum of a
 /// slice.
 pub(super) fn defer_loss(l: &mut Lowering<'_>, sum: &LossSum, slice: Slice) -> Result<()> {
-    ensure!(
-        slice.last || slice.carry.is_some(),
-        "the loss of a slice has no place to be carried in"
-    );
-    let job = SumJob {
-        loss_partials: sum.partials,
-        before: if slice.first {
-            Address::NULL
-        } else {
-            sum.total
-        },
-        totals: if slice.last { sum.metrics } else { sum.total },
-        kind: if slice.last {
-            LOSS_TO_METRICS
-        } else {
-            LOSS_TO_TOTAL
-        },
-        ..job(sum.values, sum.blocks)?
-    };
+    let job = loss_job(sum, slice, LOSS_TO_METRICS)?;
     let op = l.op();
     if !slice.last {
         return launch(l, &[(op, job)], Order::InOrder);
@@ -184,6 +166,37 @@ pub(super) fn defer_loss(l: &mut Lowering<'_>, sum: &LossSum, slice: Slice) -> R
     check_lifetime(l, sum.partials)?;
     l.pending.jobs.push((op, job));
     Ok(())
+}
+
+/// Adds up a loss at once, and after the last slice adds it to what another loss of the micro-batch
+/// left in the metrics. The partials need not be kept.
+///
+/// # Errors
+/// When the plan has no place to carry the sum of a slice.
+pub(super) fn add_loss(l: &mut Lowering<'_>, sum: &LossSum, slice: Slice) -> Result<()> {
+    flush(l)?;
+    let job = loss_job(sum, slice, LOSS_ADDED)?;
+    let op = l.op();
+    launch(l, &[(op, job)], Order::InOrder)
+}
+
+/// The job of a loss that after the last slice goes to the metrics as `kind` says.
+fn loss_job(sum: &LossSum, slice: Slice, kind: i32) -> Result<SumJob> {
+    ensure!(
+        slice.last || slice.carry.is_some(),
+        "the loss of a slice has no place to be carried in"
+    );
+    Ok(SumJob {
+        loss_partials: sum.partials,
+        before: if slice.first {
+            Address::NULL
+        } else {
+            sum.total
+        },
+        totals: if slice.last { sum.metrics } else { sum.total },
+        kind: if slice.last { kind } else { LOSS_TO_TOTAL },
+        ..job(sum.values, sum.blocks)?
+    })
 }
 
 /// Adds partials to their totals at once. After the last slice this runs concurrently: only a
@@ -297,7 +310,7 @@ fn sums_job(sums: &Sums, slice: Slice) -> Result<SumJob> {
 
 /// Blocks of a job in the grid of `reduce_sums`.
 fn job_blocks(job: &SumJob) -> i32 {
-    if [LOSS_TO_TOTAL, LOSS_TO_METRICS].contains(&job.kind) {
+    if [LOSS_TO_TOTAL, LOSS_TO_METRICS, LOSS_ADDED].contains(&job.kind) {
         1
     } else {
         job.count

@@ -429,27 +429,13 @@ c_structs! {
     }
     kernels {}
 
-    struct StructuralPlanesArguments {
+    struct StructuralPoolArguments {
         predictions: Predictions,
         /// `[images][floats_each]`
-        planes: *mut f32,
-        images: i32,
-        /// f32 of one image's planes, of all levels.
-        floats_each: i32,
-    }
-    kernels {
-        STRUCTURAL_PLANES = structural_planes [BLOCK_THREADS, BLOCK_THREADS];
-    }
-
-    struct StructuralPoolArguments {
-        /// `[images][floats_each]`
-        planes: *mut f32,
-        /// HR height: of the finest level.
-        h: i32,
-        /// HR width.
-        w: i32,
+        floats: *mut f32,
         /// The level that is made, from 1.
         level: i32,
+        /// Of one image, in all its levels (struct Level).
         floats_each: i32,
     }
     kernels {
@@ -457,33 +443,17 @@ c_structs! {
     }
 
     struct StructuralWindowsArguments {
+        predictions: Predictions,
         /// `[images][floats_each]`
-        planes: *mut f32,
+        floats: *mut f32,
         /// `[images][patches of all levels]`
         partials: *mut f64,
-        /// HR height.
-        h: i32,
-        /// HR width.
-        w: i32,
         /// 1: similarity includes the luminance term (SSIM).
         luminance: i32,
         floats_each: i32,
     }
     kernels {
         STRUCTURAL_WINDOWS = structural_windows [BLOCK_THREADS, BLOCK_THREADS];
-    }
-
-    struct StructuralSpreadArguments {
-        /// `[images][floats_each]`
-        planes: *mut f32,
-        /// HR height.
-        h: i32,
-        /// HR width.
-        w: i32,
-        floats_each: i32,
-    }
-    kernels {
-        STRUCTURAL_SPREAD = structural_spread [BLOCK_THREADS, BLOCK_THREADS];
     }
 
     struct StructuralScoreArguments {
@@ -510,40 +480,42 @@ c_structs! {
         STRUCTURAL_SCORE = structural_score [BLOCK_THREADS, BLOCK_THREADS];
     }
 
-    struct StructuralGradientArguments {
+    struct StructuralSpreadArguments {
         predictions: Predictions,
-        /// `[images][h][w][3]`, added to.
+        /// `[images][h][w][3]`: added to; written by structural_spread_losses.
         d_prediction: *mut f32,
         /// `[images][floats_each]`
-        planes: *const f32,
-        /// `[images][LEVELS]`
-        factors: *const f32,
-        images: i32,
-        levels: i32,
-        floats_each: i32,
-    }
-    kernels {
-        STRUCTURAL_GRADIENT = structural_gradient [BLOCK_THREADS, BLOCK_THREADS];
-    }
-
-    struct FinishStructuralArguments {
-        /// `[images]`
+        floats: *mut f32,
+        /// SSIM: `[images][patches]` of structural_windows.
+        partials: *const f64,
+        /// `[images]` of structural_score; null for SSIM.
         scores: *const f64,
-        /// `[1]`: the sum of the scores of this slice and of those before it.
-        total: *mut f64,
-        /// `[0]` is the loss, added to.
-        metrics: *mut f64,
+        /// `[images][LEVELS]` of structural_score; null for SSIM.
+        factors: *const f32,
+        /// `[images][patches of the finest level]`
+        shares: *mut f64,
         scalars: *const DeviceScalars,
-        images: i32,
-        /// SLICE_CONTINUES, SLICE_LAST.
-        flags: i32,
-        /// Weight of the loss.
-        weight: f32,
-        /// Images of the whole micro-batch.
-        of: i32,
+        /// Share in the loss of a window's distance 1 - similarity (SSIM), or of an image's.
+        share: f64,
+        /// The gradient of the loss with respect to an image's similarity, without the scales.
+        slope: f64,
+        /// Share in the pixel losses' mean of a value.
+        per_value: f64,
+        /// The first patch of the launch.
+        first: i32,
+        floats_each: i32,
+        /// 1: shares are added to those that are there.
+        adds: i32,
+        /// Weight of the L1 loss.
+        l1: f32,
+        /// Weight of the Charbonnier loss.
+        charbonnier: f32,
+        /// Weight of the MSE loss.
+        mse: f32,
     }
     kernels {
-        FINISH_STRUCTURAL = finish_structural [32, 32];
+        STRUCTURAL_SPREAD = structural_spread [BLOCK_THREADS, BLOCK_THREADS];
+        STRUCTURAL_SPREAD_LOSSES = structural_spread_losses [BLOCK_THREADS, BLOCK_THREADS];
     }
 
     /// What reduce_sums does with the partial sums of one operation.
@@ -560,7 +532,7 @@ c_structs! {
         gradients: *mut Gradient,
         /// TO_NANO_BLOCK: the parameters that the gradients belong to; else null.
         parameters: *const Parameter,
-        /// TO_TOTALS ... LOSS_TO_METRICS.
+        /// TO_TOTALS ... LOSS_ADDED.
         kind: i32,
         /// Sums; values that the mean is over of a loss.
         count: i32,

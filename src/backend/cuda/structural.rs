@@ -1,27 +1,30 @@
-//! Lowering of the structural losses (SSIM, MS-SSIM), a few images' planes at a time:
-//! kernels/structural.cu. Depends on the lowering's state and the sums.
+//! Lowering of the structural losses (SSIM, MS-SSIM), a group of images at a time, and of the pixel
+//! losses that they compute on their way: kernels/structural.cu. Depends on the lowering's state,
+//! the sums and the pixel losses.
 
 use super::arguments::Address;
 use super::constants::{
-    BLOCK_THREADS, LEVELS, PATCH_H, PATCH_W, PLANES, REACH_H, REACH_W, SLICE_CONTINUES, SLICE_LAST,
+    BLOCK_THREADS, FILTERED_ROW, LEVELS, PATCH_H, PATCH_W, REACH_H, REACH_ROW, SLOPES, WINDOW,
 };
 use super::launch::Shape;
-use super::limits::STRUCTURAL_IMAGES;
+use super::limits::STRUCTURAL_FLOATS;
 use super::lowering::{Lowering, int};
-use super::reduce::{self, BLOCK_SUM_BYTES};
+use super::pixels::{self, LossTerms};
+use super::reduce::{self, BLOCK_SUM_BYTES, LossSum};
 use super::signatures::{
-    FINISH_STRUCTURAL, FinishStructuralArguments, Predictions, STRUCTURAL_GRADIENT,
-    STRUCTURAL_PLANES, STRUCTURAL_POOL, STRUCTURAL_SCORE, STRUCTURAL_SPREAD, STRUCTURAL_WINDOWS,
-    StructuralGradientArguments, StructuralPlanesArguments, StructuralPoolArguments,
-    StructuralScoreArguments, StructuralSpreadArguments, StructuralWindowsArguments,
+    Predictions, STRUCTURAL_POOL, STRUCTURAL_SCORE, STRUCTURAL_SPREAD, STRUCTURAL_SPREAD_LOSSES,
+    STRUCTURAL_WINDOWS, StructuralPoolArguments, StructuralScoreArguments,
+    StructuralSpreadArguments, StructuralWindowsArguments,
 };
-use crate::plan::{StructuralLoss, StructuralLossKind, Target};
+use crate::plan::{Extent, PixelLoss, StructuralLoss, StructuralLossKind, Target};
 use anyhow::Result;
 
-/// Pixels that the windows on a block's pixels reach.
-const REACH: usize = REACH_H * REACH_W;
+/// Bytes of shared memory for a plane of the pixels that the windows on a block's pixels reach.
+const REACH_BYTES: usize = 4 * REACH_H * REACH_ROW;
 /// The same once they are filtered along rows.
-const FILTERED: usize = REACH_H * PATCH_W;
+const FILTERED_BYTES: usize = 4 * REACH_H * FILTERED_ROW;
+/// Bytes of shared memory for a sum of each warp.
+const WARP_BYTES: usize = 4 * BLOCK_THREADS / 32;
 
 fn level_count(kind: StructuralLossKind) -> usize {
     match kind {
@@ -36,256 +39,290 @@ fn levels(kind: StructuralLossKind, h: usize, w: usize) -> impl Iterator<Item = 
         .take(level_count(kind))
 }
 
-/// The workspace of an operation, in bytes from its start: a score for every image of every term
-/// (at 0), a total for every term, the partial sums of the images at work, their factors, their
-/// planes. The terms use the last three one after another.
+/// Blocks that a level of `h` x `w` pixels takes.
+fn level_patches((h, w): (usize, usize)) -> usize {
+    h.div_ceil(PATCH_H) * w.div_ceil(PATCH_W)
+}
+
+/// Blocks that the finest level of images of HR size takes.
+pub(super) fn patches_of(e: Extent) -> usize {
+    e.n * level_patches((e.h, e.w))
+}
+
+/// Blocks that write shares of a loss.
+pub(super) fn finest_patches(o: &StructuralLoss) -> usize {
+    patches_of(o.extent)
+}
+
+/// Windows on an image; one smaller than a window has a border of half a window.
+fn windows(h: usize, w: usize) -> usize {
+    let border = if h.min(w) < WINDOW { WINDOW - 1 } else { 0 };
+    (h + border + 1 - WINDOW) * (w + border + 1 - WINDOW)
+}
+
+/// The numbers of a term, and where its workspace has what, in bytes from its start. The terms use
+/// it one after another, and so do a term's groups of images; all add to the shares.
 struct Layout {
-    totals: usize,
-    partials: usize,
+    /// Images of a group.
+    images: usize,
+    /// Blocks that an image takes, in all its levels.
+    patches: usize,
+    /// f32 values of an image: slopes of all levels, and of the coarser ones s, d and gradient.
+    floats: usize,
+    /// Those of a group. The shares of all blocks in the loss, where the pixel losses do not keep
+    /// them, are ahead of these.
+    start: usize,
     factors: usize,
-    planes: usize,
+    partials: usize,
+    scores: usize,
     bytes: usize,
 }
 
-/// Blocks that an image takes, in all its levels.
-fn patches(kind: StructuralLossKind, h: usize, w: usize) -> usize {
-    levels(kind, h, w)
-        .map(|(h, w)| h.div_ceil(PATCH_H) * w.div_ceil(PATCH_W))
-        .sum()
-}
-
-/// f32 elements of an image's planes, in all its levels.
-fn floats(kind: StructuralLossKind, h: usize, w: usize) -> usize {
-    levels(kind, h, w).map(|(h, w)| PLANES * h * w).sum()
-}
-
-fn layout(o: &StructuralLoss) -> Layout {
-    let e = o.extent;
-    let images = e.n.min(STRUCTURAL_IMAGES);
-    let most = |size: fn(StructuralLossKind, usize, usize) -> usize| {
-        o.terms
-            .iter()
-            .map(|&(kind, _)| size(kind, e.h, e.w))
-            .max()
-            .unwrap_or(0)
-    };
-    let totals = 8 * o.terms.len() * e.n;
-    let partials = totals + 8 * o.terms.len();
-    let factors = partials + 8 * images * most(patches);
-    let planes = factors + 4 * images * LEVELS;
+fn layout(e: Extent, kind: StructuralLossKind) -> Layout {
+    let patches: usize = levels(kind, e.h, e.w).map(level_patches).sum();
+    let coarser = levels(kind, e.h, e.w).skip(1);
+    let floats = patches * SLOPES + coarser.map(|(h, w)| 3 * h * w).sum::<usize>();
+    let images = (STRUCTURAL_FLOATS / floats).clamp(1, e.n.max(1));
+    let start = (8 * patches_of(e)).next_multiple_of(256);
+    let factors = start + 4 * images * floats;
+    let partials = (factors + 4 * images * LEVELS).next_multiple_of(8);
+    let scores = partials + 8 * images * patches;
     Layout {
-        totals,
-        partials,
+        images,
+        patches,
+        floats,
+        start,
         factors,
-        planes,
-        bytes: planes + 4 * images * most(floats),
+        partials,
+        scores,
+        bytes: scores + 8 * images,
     }
 }
 
-/// Bytes of the workspace: scores and totals of all images, partial sums and planes of
-/// [`STRUCTURAL_IMAGES`].
+/// Bytes of the workspace: what a group of images needs, and a share for every block.
 pub(super) fn workspace(o: &StructuralLoss) -> u64 {
-    layout(o).bytes as u64
+    let bytes = |&(kind, _): &(StructuralLossKind, f32)| layout(o.extent, kind).bytes as u64;
+    o.terms.iter().map(bytes).max().unwrap_or(0)
 }
 
-/// Lowers the structural losses. Pending sums are flushed, because these losses are added to the
-/// one that the pixel losses leave in the metrics.
-pub(super) fn loss(l: &mut Lowering<'_>, o: &StructuralLoss) -> Result<()> {
-    reduce::flush(l)?;
-    let workspace = l.workspace(o.workspace)?;
-    for term in 0..o.terms.len() {
-        for start in (0..o.extent.n).step_by(STRUCTURAL_IMAGES) {
-            let count = (o.extent.n - start).min(STRUCTURAL_IMAGES);
-            images(l, o, term, start, count)?;
-        }
-        let continues = if o.slice.first { 0 } else { SLICE_CONTINUES };
-        let last = if o.slice.last { SLICE_LAST } else { 0 };
-        let arguments = FinishStructuralArguments {
-            scores: l.doubles_at(workspace, 8 * term * o.extent.n),
-            total: match o.slice.carry {
-                Some(carry) => l.doubles_at(carry, 8 * term),
-                None => l.doubles_at(workspace, layout(o).totals + 8 * term),
-            },
-            metrics: l.doubles_at(o.metrics, 0),
-            scalars: l.scalars()?,
-            images: int(o.extent.n)?,
-            flags: continues | last,
-            weight: o.terms[term].1,
-            of: int(o.slice.of)?,
-        };
-        l.launch(&FINISH_STRUCTURAL, Shape::of(1, 0), arguments)?;
-    }
-    Ok(())
-}
-
-/// What the launches of one term on a few images have in common.
-struct ImageGroup {
-    kind: StructuralLossKind,
-    weight: f32,
-    /// Images of the group.
-    count: usize,
-    /// Where the RGB of the first image starts in an f32 buffer, bytes.
-    first_byte: usize,
-    predictions: Predictions,
-    planes: Address<f32>,
-    partials: Address<f64>,
-    scores: Address<f64>,
-    factors: Address<f32>,
-    /// HR size.
-    h: i32,
-    w: i32,
-    floats_each: i32,
-}
-
-/// Lowers one term's scores and gradients of `count` images from `start` on.
-fn images(
+/// Lowers the structural losses. With `pixel` they compute those pixel losses first, and leave all
+/// shares in the loss where that operation adds them up; else they add to what the pixel losses
+/// left, in the gradient and in the metrics.
+pub(super) fn loss(
     l: &mut Lowering<'_>,
     o: &StructuralLoss,
-    term: usize,
-    start: usize,
-    count: usize,
+    pixel: Option<&PixelLoss>,
 ) -> Result<()> {
-    let (e, at, workspace) = (o.extent, layout(o), l.workspace(o.workspace)?);
-    let (kind, weight) = o.terms[term];
-    let (h, w) = (int(e.h)?, int(e.w)?);
-    let first_byte = 4 * start * e.h * e.w * 3;
-    let (target_bytes, codes, target_floats) = match o.target {
-        Target::Subtracted(b) => (
-            l.pixels_at(b.buffer, b.hr_of(start)),
-            l.codes_at(b.buffer, b.augment_of(start)),
-            Address::NULL,
-        ),
-        Target::Float(buffer) => (
-            Address::NULL,
-            Address::NULL,
-            l.floats_at(buffer, first_byte),
-        ),
-    };
-    let group = ImageGroup {
-        kind,
-        weight,
-        count,
-        first_byte,
-        predictions: Predictions {
-            values: l.floats_at(o.prediction, first_byte),
-            target_bytes,
-            codes,
-            target_floats,
-            h,
-            w,
-        },
-        planes: l.floats_at(workspace, at.planes),
-        partials: l.doubles_at(workspace, at.partials),
-        scores: l.doubles_at(workspace, 8 * (term * e.n + start)),
-        factors: l.floats_at(workspace, at.factors),
-        h,
-        w,
-        floats_each: int(floats(kind, e.h, e.w))?,
-    };
-    make_planes(l, o, &group)?;
-    compare_windows(l, o, &group)?;
-    gradient(l, o, &group)
-}
-
-/// A thread for each pixel of the group's images.
-fn a_thread_a_pixel(o: &StructuralLoss, group: &ImageGroup) -> Shape {
-    Shape::of(
-        (group.count * o.extent.h * o.extent.w).div_ceil(BLOCK_THREADS),
-        0,
-    )
-}
-
-/// s and d of all levels.
-fn make_planes(l: &mut Lowering<'_>, o: &StructuralLoss, group: &ImageGroup) -> Result<()> {
-    let arguments = StructuralPlanesArguments {
-        predictions: group.predictions,
-        planes: group.planes,
-        images: int(group.count)?,
-        floats_each: group.floats_each,
-    };
-    l.launch(&STRUCTURAL_PLANES, a_thread_a_pixel(o, group), arguments)?;
-    let sizes = levels(group.kind, o.extent.h, o.extent.w);
-    for (level, (coarse_h, coarse_w)) in sizes.enumerate().skip(1) {
-        let arguments = StructuralPoolArguments {
-            planes: group.planes,
-            h: group.h,
-            w: group.w,
-            level: int(level)?,
-            floats_each: group.floats_each,
-        };
-        let shape = Shape {
-            grid: [
-                (coarse_h * coarse_w).div_ceil(BLOCK_THREADS),
-                group.count,
-                1,
-            ],
-            shared: 0,
-        };
-        l.launch(&STRUCTURAL_POOL, shape, arguments)?;
+    let workspace = l.workspace(o.workspace)?;
+    for term in 0..o.terms.len() {
+        let layout = layout(o.extent, o.terms[term].0);
+        for start in (0..o.extent.n).step_by(layout.images) {
+            let count = (o.extent.n - start).min(layout.images);
+            Group::new(l, o, pixel, term, start, count)?.lower(l)?;
+        }
     }
-    Ok(())
+    if pixel.is_some() {
+        return Ok(());
+    }
+    let sum = LossSum {
+        partials: l.doubles_at(workspace, 0),
+        total: match o.slice.carry {
+            Some(carry) => l.doubles_at(carry, 0),
+            None => Address::NULL,
+        },
+        metrics: l.doubles_at(o.metrics, 0),
+        values: 1,
+        blocks: finest_patches(o),
+    };
+    reduce::add_loss(l, &sum, o.slice)
 }
 
-/// Similarity and slopes of all windows, their transposed filter, and the images' scores.
-fn compare_windows(l: &mut Lowering<'_>, o: &StructuralLoss, group: &ImageGroup) -> Result<()> {
-    let &ImageGroup {
-        kind,
-        planes,
-        partials,
-        h,
-        w,
-        floats_each,
-        ..
-    } = group;
-    let patches = patches(kind, o.extent.h, o.extent.w);
-    let a_block_a_patch = |shared| Shape {
-        grid: [patches, group.count, 1],
-        shared,
-    };
-    let arguments = StructuralWindowsArguments {
-        planes,
-        partials,
-        h,
-        w,
-        luminance: (kind == StructuralLossKind::Ssim).into(),
-        floats_each,
-    };
-    let shape = a_block_a_patch(4 * (2 * REACH + 4 * FILTERED));
-    l.launch(&STRUCTURAL_WINDOWS, shape, arguments)?;
-    let arguments = StructuralSpreadArguments {
-        planes,
-        h,
-        w,
-        floats_each,
-    };
-    let shape = a_block_a_patch(4 * 3 * (REACH + FILTERED));
-    l.launch(&STRUCTURAL_SPREAD, shape, arguments)?;
-    let arguments = StructuralScoreArguments {
-        partials,
-        scores: group.scores,
-        factors: group.factors,
-        scalars: l.scalars()?,
-        h,
-        w,
-        levels: int(level_count(kind))?,
-        patches: int(patches)?,
-        weight: group.weight,
-        of: int(o.slice.of)?,
-    };
-    let shape = Shape::of(group.count, BLOCK_SUM_BYTES);
-    l.launch(&STRUCTURAL_SCORE, shape, arguments)
+/// One term on a few images.
+struct Group<'a> {
+    o: &'a StructuralLoss,
+    pixel: Option<&'a PixelLoss>,
+    /// Number of the term.
+    term: usize,
+    layout: Layout,
+    /// Images of the group.
+    count: usize,
+    predictions: Predictions,
+    d_prediction: Address<f32>,
+    floats: Address<f32>,
+    factors: Address<f32>,
+    partials: Address<f64>,
+    scores: Address<f64>,
+    shares: Address<f64>,
 }
 
-/// The gradient of the prediction.
-fn gradient(l: &mut Lowering<'_>, o: &StructuralLoss, group: &ImageGroup) -> Result<()> {
-    let arguments = StructuralGradientArguments {
-        predictions: group.predictions,
-        d_prediction: l.floats_at(o.d_prediction, group.first_byte),
-        planes: group.planes,
-        factors: group.factors,
-        images: int(group.count)?,
-        levels: int(level_count(group.kind))?,
-        floats_each: group.floats_each,
-    };
-    l.launch(&STRUCTURAL_GRADIENT, a_thread_a_pixel(o, group), arguments)
+impl<'a> Group<'a> {
+    /// `count` images from `start` on.
+    fn new(
+        l: &Lowering<'_>,
+        o: &'a StructuralLoss,
+        pixel: Option<&'a PixelLoss>,
+        term: usize,
+        start: usize,
+        count: usize,
+    ) -> Result<Group<'a>> {
+        let (e, workspace) = (o.extent, l.workspace(o.workspace)?);
+        let layout = layout(e, o.terms[term].0);
+        let first_byte = 4 * start * e.h * e.w * 3;
+        let (target_bytes, codes, target_floats) = match o.target {
+            Target::Subtracted(b) => (
+                l.pixels_at(b.buffer, b.hr_of(start)),
+                l.codes_at(b.buffer, b.augment_of(start)),
+                Address::NULL,
+            ),
+            Target::Float(buffer) => (
+                Address::NULL,
+                Address::NULL,
+                l.floats_at(buffer, first_byte),
+            ),
+        };
+        let shares = match pixel {
+            Some(pixel) => l.workspace(pixel.workspace)?,
+            None => workspace,
+        };
+        Ok(Group {
+            o,
+            pixel,
+            term,
+            count,
+            predictions: Predictions {
+                values: l.floats_at(o.prediction, first_byte),
+                target_bytes,
+                codes,
+                target_floats,
+                h: int(e.h)?,
+                w: int(e.w)?,
+            },
+            d_prediction: l.floats_at(o.d_prediction, first_byte),
+            floats: l.floats_at(workspace, layout.start),
+            factors: l.floats_at(workspace, layout.factors),
+            partials: l.doubles_at(workspace, layout.partials),
+            scores: l.doubles_at(workspace, layout.scores),
+            shares: l.doubles_at(shares, 8 * start * level_patches((e.h, e.w))),
+            layout,
+        })
+    }
+
+    fn kind(&self) -> StructuralLossKind {
+        self.o.terms[self.term].0
+    }
+
+    /// A block for each of `patches` patches of every image.
+    fn a_block_a_patch(&self, patches: usize, shared: usize) -> Shape {
+        Shape {
+            grid: [patches, self.count, 1],
+            shared,
+        }
+    }
+
+    fn lower(&self, l: &mut Lowering<'_>) -> Result<()> {
+        // the kernels count the floats of a group in an int
+        int(self.count * self.layout.floats)?;
+        self.pool(l)?;
+        self.compare_windows(l)?;
+        let finest = level_patches((self.o.extent.h, self.o.extent.w));
+        if self.kind() == StructuralLossKind::MultiScale {
+            self.score(l)?;
+            self.spread(l, finest, self.layout.patches - finest)?;
+        }
+        self.spread(l, 0, finest)
+    }
+
+    /// s and d of the coarser levels.
+    fn pool(&self, l: &mut Lowering<'_>) -> Result<()> {
+        let sizes = levels(self.kind(), self.o.extent.h, self.o.extent.w);
+        for (level, (h, w)) in sizes.enumerate().skip(1) {
+            let arguments = StructuralPoolArguments {
+                predictions: self.predictions,
+                floats: self.floats,
+                level: int(level)?,
+                floats_each: int(self.layout.floats)?,
+            };
+            let blocks = (h * w).div_ceil(BLOCK_THREADS);
+            l.launch(&STRUCTURAL_POOL, self.a_block_a_patch(blocks, 0), arguments)?;
+        }
+        Ok(())
+    }
+
+    /// Similarity and slopes of all windows.
+    fn compare_windows(&self, l: &mut Lowering<'_>) -> Result<()> {
+        let arguments = StructuralWindowsArguments {
+            predictions: self.predictions,
+            floats: self.floats,
+            partials: self.partials,
+            luminance: (self.kind() == StructuralLossKind::Ssim).into(),
+            floats_each: int(self.layout.floats)?,
+        };
+        let shared = 2 * REACH_BYTES + 4 * FILTERED_BYTES + WARP_BYTES;
+        let shape = self.a_block_a_patch(self.layout.patches, shared);
+        l.launch(&STRUCTURAL_WINDOWS, shape, arguments)
+    }
+
+    /// The scores of MS-SSIM, and the factors of the levels' gradients.
+    fn score(&self, l: &mut Lowering<'_>) -> Result<()> {
+        let arguments = StructuralScoreArguments {
+            partials: self.partials,
+            scores: self.scores,
+            factors: self.factors,
+            scalars: l.scalars()?,
+            h: self.predictions.h,
+            w: self.predictions.w,
+            levels: int(level_count(self.kind()))?,
+            patches: int(self.layout.patches)?,
+            weight: self.o.terms[self.term].1,
+            of: int(self.o.slice.of)?,
+        };
+        let shape = Shape::of(self.count, 2 * BLOCK_SUM_BYTES);
+        l.launch(&STRUCTURAL_SCORE, shape, arguments)
+    }
+
+    /// The transposed filter of `patches` patches from `first` on, all of the finest level or all of
+    /// the coarser ones; at the finest level also the gradient of the prediction and the shares.
+    fn spread(&self, l: &mut Lowering<'_>, first: usize, patches: usize) -> Result<()> {
+        let (e, (kind, weight)) = (self.o.extent, self.o.terms[self.term]);
+        let of_image = f64::from(weight) / self.o.slice.of as f64;
+        let single = kind == StructuralLossKind::Ssim;
+        let with_pixels = self.pixel.filter(|_| self.term == 0 && first == 0);
+        let (terms, per_value) = match with_pixels {
+            Some(pixel) => {
+                let terms = pixels::loss_terms(pixel)?;
+                let per_value = 1.0 / f64::from(terms.whole);
+                (terms, per_value)
+            }
+            None => (LossTerms::default(), 0.0),
+        };
+        let arguments = StructuralSpreadArguments {
+            predictions: self.predictions,
+            d_prediction: self.d_prediction,
+            floats: self.floats,
+            partials: self.partials,
+            scores: if single { Address::NULL } else { self.scores },
+            factors: if single { Address::NULL } else { self.factors },
+            shares: self.shares,
+            scalars: l.scalars()?,
+            share: if single {
+                of_image / windows(e.h, e.w) as f64
+            } else {
+                of_image
+            },
+            slope: -of_image,
+            per_value,
+            first: int(first)?,
+            floats_each: int(self.layout.floats)?,
+            adds: (self.term > 0).into(),
+            l1: terms.l1,
+            charbonnier: terms.charbonnier,
+            mse: terms.mse,
+        };
+        let shared = 3 * (REACH_BYTES + FILTERED_BYTES) + 8 + WARP_BYTES;
+        let kernel = match with_pixels {
+            Some(_) => &STRUCTURAL_SPREAD_LOSSES,
+            None => &STRUCTURAL_SPREAD,
+        };
+        l.launch(kernel, self.a_block_a_patch(patches, shared), arguments)
+    }
 }

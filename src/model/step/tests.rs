@@ -123,6 +123,42 @@ fn verify_catches_a_shared_byte_and_a_missing_write() {
     );
 }
 
+/// The structural losses write the sums of the pixel losses ahead of them, in every slice, and read
+/// nothing of what those would have written.
+#[test]
+fn pixel_losses_wait_for_structural_ones() {
+    struct Workspaces;
+    impl Sizing for Workspaces {
+        fn workspace(&self, _: &Op) -> u64 {
+            64
+        }
+        fn carry(&self, _: &Op) -> u64 {
+            8
+        }
+    }
+    let net = Network::new("nano", 2).unwrap();
+    let spec = StepSpec {
+        losses: vec![(LossKind::L1, 1.0), (LossKind::Ssim, 1.0)],
+        recompute: Recompute::Full,
+        ..spec(2, (182, 182))
+    };
+    let plan = training_plan(&net, &spec, &Workspaces).unwrap();
+    let pixel: Vec<usize> = (0..plan.ops.len())
+        .filter(|&at| matches!(plan.ops[at], Op::PixelLoss(_)))
+        .collect();
+    assert_eq!(pixel.len(), 2, "slices");
+    for at in pixel {
+        let Op::PixelLoss(loss) = &plan.ops[at] else {
+            unreachable!()
+        };
+        let workspace = plan.buffer(loss.workspace.unwrap());
+        assert!(workspace.live.contains(&(at + 1)));
+        assert_eq!(plan.floor_of(at).bytes, 0);
+        let values = 364 * 364 * 3;
+        assert_eq!(plan.floor_of(at + 1).bytes, values * (4 + 1 + 4));
+    }
+}
+
 #[test]
 fn verify_refuses_unknown_buffers_and_operations() {
     let net = Network::new("nano", 2).unwrap();

@@ -1,6 +1,6 @@
 //! The losses as operations: each reads the prediction and writes its gradient.
 
-use super::{Access, Extent, Operation, Slice, read, update, write};
+use super::{Access, Extent, Fusion, Op, Operation, Slice, read, update, write};
 use crate::plan::{BatchLayout, BufferId, Class, PixelTerms, StructuralTerms};
 
 /// Where a loss reads its target.
@@ -106,6 +106,21 @@ impl Operation for PixelLoss {
     /// Each value is read once, before its gradient is written.
     fn may_overwrite(&self) -> Option<BufferId> {
         Some(self.prediction)
+    }
+
+    /// A structural loss has the prediction less a u8 target in registers when it adds to the
+    /// gradient, so it can compute that of the pixel losses first.
+    fn fusion(&self, next: &Op) -> Option<Fusion> {
+        let Op::StructuralLoss(loss) = next else {
+            return None;
+        };
+        let same = loss.prediction == self.prediction && loss.d_prediction == self.d_prediction;
+        let subtracted = matches!(self.target, Target::Subtracted(_));
+        (same && subtracted).then_some(Fusion {
+            not_read: Some(self.d_prediction),
+            delayed: true,
+            ..Fusion::default()
+        })
     }
 }
 

@@ -74,6 +74,9 @@ pub struct Fusion {
     /// The first operation computes all of the second but the last addition of its sums: the second
     /// moves no bytes, and its workspace is written by the first.
     pub absorbed: bool,
+    /// The second operation computes all of the first but the last addition of its sums: the first
+    /// moves no bytes, and its workspace is written by the second.
+    pub delayed: bool,
     /// Kernels do this only where activations are in half precision.
     pub halves: bool,
 }
