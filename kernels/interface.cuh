@@ -95,6 +95,14 @@
 #define MATRIX_POINTWISE_PIXELS 256
 // Sums of a warp of matrix_pointwise_weights for each lane: 32 x 64 weights and 64 biases.
 #define MATRIX_POINTWISE_SUMS 72
+// Features that stream_block.cu takes.
+#define STREAM_FEATURES 32
+// Bytes of shared memory of its hidden values: 32 channels with a border of one pixel. A
+// multiprocessor with 100 KiB must hold two blocks.
+#define STREAM_PLANES 21120
+// Bytes of its weights (struct StreamWeights): depthwise taps and biases with zeros after them,
+// fuse, proj and out as operands, their biases, gamma.
+#define STREAM_WEIGHTS 25024
 // Rows of the pixels that a block of the structural losses takes.
 #define PATCH_H 16
 // Columns of the pixels that a block of the structural losses takes.
@@ -1610,3 +1618,55 @@ struct MatrixPointwiseWeightsArguments {
 static_assert(sizeof(MatrixPointwiseWeightsArguments) == 128, "the layout that Rust writes");
 typedef MatrixPointwiseWeightsArguments matrix_pointwise_weights_arguments;
 enum { matrix_pointwise_weights_threads = 256 };
+
+struct StreamDepthwise {
+    const float* weight;
+    const float* bias;
+};
+struct StreamBlockPackArguments {
+    StreamDepthwise near;
+    StreamDepthwise far;
+    StreamDepthwise gate;
+    const float* fuse;
+    const float* fuse_bias;
+    const float* proj;
+    const float* proj_bias;
+    const float* out;
+    const float* out_bias;
+    const float* gamma;
+    act* packed;
+    int back;
+    int reserved;
+};
+typedef StreamBlockPackArguments stream_block_pack_arguments;
+enum { stream_block_pack_threads = 256 };
+struct StreamBlockArguments {
+    const act* input;
+    const act* d_output;
+    const act* packed;
+    act* output;
+    act* both;
+    act* t;
+    act* p;
+    act* m;
+    act* d_gate;
+    int images;
+    int h;
+    int w;
+    float limit;
+};
+typedef StreamBlockArguments stream_block_arguments;
+enum { stream_block_threads = 256 };
+typedef StreamBlockArguments stream_block_back_arguments;
+enum { stream_block_back_threads = 256 };
+struct StreamBlockGradientsArguments {
+    const float* sums;
+    const float* weight;
+    const float* bias;
+    const float* gamma;
+    float* d_out;
+    float* d_gamma;
+    const DeviceScalars* scalars;
+};
+typedef StreamBlockGradientsArguments stream_block_gradients_arguments;
+enum { stream_block_gradients_threads = 256 };

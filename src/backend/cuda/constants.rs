@@ -126,6 +126,15 @@ constants! {
     /// Sums of a warp of matrix_pointwise_weights for each lane: 32 x 64 weights and 64 biases.
     MATRIX_POINTWISE_SUMS: usize = 72;
 
+    /// Features that stream_block.cu takes.
+    STREAM_FEATURES: usize = 32;
+    /// Bytes of shared memory of its hidden values: 32 channels with a border of one pixel. A
+    /// multiprocessor with 100 KiB must hold two blocks.
+    STREAM_PLANES: usize = 4 * ((TILE + 2) * (TILE + 2) + 6) * 16;
+    /// Bytes of its weights (struct StreamWeights): depthwise taps and biases with zeros after them,
+    /// fuse, proj and out as operands, their biases, gamma.
+    STREAM_WEIGHTS: usize = 2 * 193 * 16 + 2 * 196 * 4 + 32 * 128 * 4 + 224 * 4;
+
     /// Rows of the pixels that a block of the structural losses takes.
     PATCH_H: usize = 16;
     /// Columns of the pixels that a block of the structural losses takes.

@@ -1,7 +1,10 @@
 //! The block of Stream, and its gradients, as a composition of plain kernels over a workspace: the
-//! values that the CPU keeps in rows exist here for all pixels at once.
+//! values that the CPU keeps in rows exist here for all pixels at once. Where [`stream_matrix`] serves a
+//! block, its forward pass, and the beginning of its backward pass up to the gradient of gate's results,
+//! are kernels of their own.
 
 use super::super::arguments::{Act, Address};
+use super::super::constants::STREAM_WEIGHTS;
 use super::super::launch::Shape;
 use super::super::lowering::{Lowering, int};
 use super::super::operation::CudaOperation;
@@ -12,6 +15,7 @@ use super::signatures::{
     PLAIN_GATE, PLAIN_GATE_BACK, PLAIN_SUM, PLAIN_SUM_BACK, PlainGateArguments,
     PlainGateBackArguments, PlainSumArguments, PlainSumBackArguments, View,
 };
+use super::stream_matrix::{self, Kept};
 use super::{
     ALIGNMENT, NO_FUNCTION, NO_VIEW, SumSpace, channel_sum_bytes, piece_blocks, place, sum_bytes,
     view,
@@ -20,7 +24,7 @@ use crate::plan::{BufferId, CHANNEL_GROUP, ParamRange, Precision, StreamBlock, S
 use anyhow::{Result, ensure};
 
 /// The largest magnitude of the gate's product: that of fp16.
-const LIMIT: f32 = 65504.0;
+pub(super) const LIMIT: f32 = 65504.0;
 
 /// The convolutions of a block: both depthwise ones of the input, `fuse`, `proj`, `gate`, `out`.
 struct BlockShapes {
@@ -65,8 +69,14 @@ impl BlockShapes {
         ]
     }
 
-    /// Bytes of the packed weights of one convolution at a time, in one direction or in both.
-    fn packed_bytes(&self, back: bool) -> usize {
+    /// Bytes of the packed weights of one convolution at a time, in one direction or in both, or of the
+    /// whole block.
+    fn packed_bytes(&self, o: &StreamBlock, precision: Precision, back: bool) -> usize {
+        let whole = if stream_matrix::serves(o, precision) {
+            STREAM_WEIGHTS
+        } else {
+            0
+        };
         let most = |transposed| {
             self.all()
                 .map(|c| c.packed_bytes(transposed))
@@ -74,7 +84,7 @@ impl BlockShapes {
                 .max()
         };
         let bytes = if back { most(true) } else { None };
-        bytes.max(most(false)).unwrap_or(0)
+        bytes.max(most(false)).unwrap_or(0).max(whole)
     }
 }
 
@@ -90,6 +100,8 @@ struct BlockValues {
     o: View,
     /// Room for packed weights.
     packed: Address<Act>,
+    /// Where it begins in the workspace, bytes.
+    packed_at: usize,
 }
 
 /// Bytes of a value of `channels` channels.
@@ -97,43 +109,45 @@ fn value_bytes(o: &StreamBlock, channels: usize, precision: Precision) -> usize 
     (o.extent.pixels() * channels * precision.bytes() as usize).next_multiple_of(ALIGNMENT)
 }
 
-/// Bytes of all values: those of the forward pass alone take the place of values that are not read
-/// again.
+/// Channels of the values in the workspace, in the order of [`BlockValues`]: those of the forward pass
+/// alone take the place of values that are not read again, or exist in the kernel alone, as `o` does in
+/// the backward pass.
+fn channels(o: &StreamBlock, precision: Precision, kept: bool) -> &'static [usize] {
+    match (kept, stream_matrix::serves(o, precision)) {
+        (false, true) => &[],
+        (false, false) => &[2, 1, 4, 4],
+        (true, true) => &[2, 1, 4, 4, 2],
+        (true, false) => &[2, 1, 4, 4, 2, 1],
+    }
+}
+
+/// Bytes of all values.
 fn values_bytes(o: &StreamBlock, precision: Precision, kept: bool) -> usize {
-    let f = o.features;
-    let channels: &[usize] = if kept {
-        &[2 * f, f, 4 * f, 4 * f, 2 * f, f]
-    } else {
-        &[2 * f, f, 4 * f, 4 * f]
-    };
-    let bytes = channels.iter().map(|&c| value_bytes(o, c, precision));
+    let bytes = channels(o, precision, kept)
+        .iter()
+        .map(|&c| value_bytes(o, c * o.features, precision));
     bytes.sum()
 }
 
 impl BlockValues {
     fn new(l: &Lowering<'_>, o: &StreamBlock, workspace: BufferId, kept: bool) -> Result<Self> {
-        let (f, mut at) = (o.features, 0);
-        let mut take = |channels: usize| {
-            let v = view(l.activations_at(workspace, at), channels);
-            at += value_bytes(o, channels, l.plan.precision);
-            v
-        };
-        let (both, t) = (take(2 * f)?, take(f)?);
-        let (p, g) = (take(4 * f)?, take(4 * f)?);
-        let (m, o) = if kept {
-            (take(2 * f)?, take(f)?)
-        } else {
-            (both, t)
-        };
-        let packed = l.activations_at(workspace, at);
+        let (precision, mut at) = (l.plan.precision, 0);
+        let mut views = Vec::new();
+        for &c in channels(o, precision, kept) {
+            views.push(view(l.activations_at(workspace, at), c * o.features)?);
+            at += value_bytes(o, c * o.features, precision);
+        }
+        let number = |i: usize| views.get(i).copied();
+        let (both, t) = (number(0).unwrap_or(NO_VIEW), number(1).unwrap_or(NO_VIEW));
         Ok(BlockValues {
             both,
             t,
-            p,
-            g,
-            m,
-            o,
-            packed,
+            p: number(2).unwrap_or(NO_VIEW),
+            g: number(3).unwrap_or(NO_VIEW),
+            m: number(4).unwrap_or(both),
+            o: number(5).unwrap_or(t),
+            packed: l.activations_at(workspace, at),
+            packed_at: at,
         })
     }
 }
@@ -223,13 +237,16 @@ impl CudaOperation for StreamBlock {
     }
 
     fn workspace(&self, precision: Precision) -> u64 {
-        let packed = BlockShapes::new(self, precision).packed_bytes(false);
+        let packed = BlockShapes::new(self, precision).packed_bytes(self, precision, false);
         (values_bytes(self, precision, false) + packed) as u64
     }
 
     fn lower(&self, l: &mut Lowering<'_>) -> Result<()> {
         let workspace = l.workspace(self.workspace)?;
         let v = BlockValues::new(l, self, workspace, false)?;
+        if stream_matrix::serves(self, l.plan.precision) {
+            return stream_matrix::forward(l, self, v.packed);
+        }
         recompute(l, self, &v)?;
         let (x, output) = (l.activations(self.input), l.activations(self.output));
         sum(l, self, (x, v.o.values), Some(self.params.gamma), output)
@@ -238,13 +255,28 @@ impl CudaOperation for StreamBlock {
 
 /// Where the sums of the backward pass begin in its workspace, bytes.
 fn sums_at(o: &StreamBlock, precision: Precision) -> usize {
-    let packed = BlockShapes::new(o, precision).packed_bytes(true);
+    let packed = BlockShapes::new(o, precision).packed_bytes(o, precision, true);
     values_bytes(o, precision, true) + packed
 }
 
 /// Blocks that sum the gradient of gamma.
 fn gamma_blocks(o: &StreamBlock, precision: Precision) -> usize {
     piece_blocks(o.extent, o.features, precision, true)
+}
+
+/// Lowers the sums over pixels for the gradients of a convolution's weights and biases.
+fn sum_weights(
+    l: &mut Lowering<'_>,
+    c: &ConvShape,
+    (input, d_output): (View, View),
+    to: Finish,
+    space: &mut SumSpace,
+) -> Result<()> {
+    let start = space.at;
+    let sums = weight_sums(l, c, (input, NO_FUNCTION), d_output, space)?;
+    space.finish(l, &[(sums, to)])?;
+    space.reuse(start);
+    Ok(())
 }
 
 /// Lowers the gradients of one convolution, with its input's gradient at `d_input`, which may be
@@ -257,12 +289,9 @@ fn conv_back(
     (d_input, add): (View, bool),
     (v, space): (&BlockValues, &mut SumSpace),
 ) -> Result<()> {
-    let start = space.at;
-    let sums = weight_sums(l, c, (input, NO_FUNCTION), d_output, space)?;
     let first = reduce::contiguous(&ranges)?;
     let to = Finish::Gradients(l.gradient(op.gradients, first));
-    space.finish(l, &[(sums, to)])?;
-    space.reuse(start);
+    sum_weights(l, c, (input, d_output), to, space)?;
     let gradient = InputGradient {
         z: NO_VIEW,
         function: NO_FUNCTION,
@@ -323,6 +352,35 @@ fn gate_back(l: &mut Lowering<'_>, o: &StreamBlock, v: &BlockValues) -> Result<(
     l.launch(&PLAIN_GATE_BACK, Shape::of(blocks, 0), arguments)
 }
 
+/// Lowers everything up to the gradient of gate's results, which takes their place, in kernels of their
+/// own, and the gradients of out and gamma.
+fn gate_at_once(
+    l: &mut Lowering<'_>,
+    op: &StreamBlockBack,
+    v: &BlockValues,
+    space: &mut SumSpace,
+    workspace: BufferId,
+) -> Result<()> {
+    let (f, precision) = (&op.forward, l.plan.precision);
+    let kept = Kept {
+        both: v.both.values,
+        t: v.t.values,
+        p: v.p.values,
+        m: v.m.values,
+        d_gate: v.g.values,
+    };
+    stream_matrix::recompute(l, op, v.packed, &kept)?;
+    // the packed weights are not read any more
+    let values = l.gradient(workspace, v.packed_at / 4);
+    let d_output = view(l.activations(op.d_output), f.features)?;
+    let out = BlockShapes::new(f, precision).out;
+    sum_weights(l, &out, (v.m, d_output), Finish::Values(values), space)?;
+    if space.slice.last {
+        stream_matrix::out_gradients(l, op, values)?;
+    }
+    Ok(())
+}
+
 impl CudaOperation for StreamBlockBack {
     fn check(&self) -> Result<()> {
         self.forward.check()
@@ -347,16 +405,22 @@ impl CudaOperation for StreamBlockBack {
         let workspace = l.workspace(self.workspace)?;
         let v = BlockValues::new(l, f, workspace, true)?;
         let mut space = SumSpace::new(workspace, sums_at(f, precision), self.slice);
-        recompute(l, f, &v)?;
         // each gradient takes the place of its value, which nothing reads any more
-        gamma_back(l, self, &v, &mut space)?;
+        if stream_matrix::serves(f, precision) {
+            gate_at_once(l, self, &v, &mut space, workspace)?;
+        } else {
+            recompute(l, f, &v)?;
+            gamma_back(l, self, &v, &mut space)?;
+            let out = (&BlockShapes::new(f, precision).out, f.params.out);
+            let to = (v.m, false);
+            conv_back(l, self, out, (v.m, v.o), to, (&v, &mut space))?;
+            gate_back(l, f, &v)?;
+        }
         let (s, p) = (BlockShapes::new(f, precision), &f.params);
         let mut back = |l: &mut Lowering<'_>, c, ranges, value, d| {
             let to = (value, false);
             conv_back(l, self, (c, ranges), (value, d), to, (&v, &mut space))
         };
-        back(l, &s.out, p.out, v.m, v.o)?;
-        gate_back(l, f, &v)?;
         back(l, &s.gate, p.gate, v.p, v.g)?;
         back(l, &s.proj, p.proj, v.t, v.p)?;
         back(l, &s.fuse, p.fuse, v.both, v.t)?;
