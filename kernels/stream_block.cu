@@ -13,11 +13,15 @@
 // stream_block: y. Least traffic a pixel: x read and y written once.
 // stream_block_back: what the backward pass reads: both, t, p, m, and the gradients of a and b from that
 // of y. Least traffic a pixel: x and the gradient of y read, these values written once.
-// stream_block_pack: the weights of a block as both kernels have them in shared memory, once for every
-// launch of theirs.
+// stream_block_proj_back: the gradients of p and t from that of gate's results. Least traffic a pixel: the
+// latter read, both written once.
+// stream_block_input_back: the gradients of both and x from those of t and y. Least traffic a pixel: two
+// values read and two written once.
+// stream_block_pack: the weights of a block as these kernels have them in shared memory, once for each
+// pass.
 // stream_block_gradients: the gradients of out and gamma from the sums over pixels of m and the gradient
 // of y.
-// Grid of the first two: persistent.
+// Grid of the first four: persistent.
 #pragma once
 #include "plain_conv.cu"
 
@@ -37,19 +41,29 @@ static_assert(2 * STREAM_X_PLANE <= 4 * STREAM_PLANE && 4 * STREAM_PLANE * 16 ==
 
 // The weights in shared memory. Channels of depthwise steps: 32 of dw1, 32 of dw3, 128 of gate, then
 // zeros, which the lanes beside the diagonal read.
-struct StreamWeights {
+struct StreamDepthwiseWeights {
     Wide taps[2][STREAM_DEPTHWISE + 1];  // taps 0 .. 3 and 4 .. 7, each in the half of a word that belongs to its channel
     u32 last[STREAM_DEPTHWISE + 4];      // tap 8
     u32 starts[STREAM_DEPTHWISE + 4];    // biases: rounded to half precision, and the remainder
-    Wide fuse[4][2][32];                 // [16 inputs][two times 8 outputs][lane]
-    Wide proj[4][2][2][32];              // [32 hidden channels][16 inputs][two times 8 outputs][lane]
-    Wide out[4][2][32];                  // forward [16 inputs][two times 8 outputs][lane], backward [16 inputs][16 outputs of a convolution's gradient][lane]
+};
+struct StreamWeights {
+    StreamDepthwiseWeights depthwise;
+    Wide fuse[4][2][32];     // [16 inputs][two times 8 outputs][lane]
+    Wide proj[4][2][2][32];  // [32 hidden channels][16 inputs][two times 8 outputs][lane]
+    Wide out[4][2][32];      // forward [16 inputs][two times 8 outputs][lane], backward [16 hidden channels][16 gradients][lane]
     float fuse_bias[STREAM_FEATURES], proj_bias[STREAM_HIDDEN], out_bias[STREAM_FEATURES], gamma[STREAM_FEATURES];
 };
-static_assert(sizeof(StreamWeights) == STREAM_WEIGHTS, "the lowering reserves what the weights need");
+// What the backward pass has beside them.
+struct StreamTurnedWeights {
+    Wide proj[4][2][2][32];  // [32 hidden channels][16 of them][two times 8 gradients of t][lane]
+    Wide fuse[2][2][2][32];  // [32 channels of both][16 gradients of t][two times 8 of the channels][lane]
+};
+static_assert(sizeof(StreamWeights) == STREAM_WEIGHTS && sizeof(StreamTurnedWeights) == STREAM_TURNED_WEIGHTS, "the lowering reserves what the weights need");
 
 // The first hidden channel of plane 0 .. 3 of a chunk: two planes of a, then two of b.
 DEVICE int stream_channel(int chunk, int plane) { return plane / 2 * (STREAM_HIDDEN / 2) + 16 * chunk + plane % 2 * 8; }
+// The same of both: two planes of the near results, then two of the far ones.
+DEVICE int stream_both(int chunk, int plane) { return plane / 2 * STREAM_FEATURES + 16 * chunk + plane % 2 * 8; }
 // The output at column `group` of 8 outputs number `tile` of 32: lane t then has outputs 8t .. 8t + 7.
 DEVICE int stream_output(int group, int tile) { return group / 2 * 8 + 2 * tile + group % 2; }
 
@@ -77,6 +91,17 @@ DEVICE u32 stream_product_word(const StreamBlockPackArguments& arg, int i) {
     const float* from = arg.out + stream_output(group, 2 * step + tile) * 2 * STREAM_FEATURES + stream_input(lane, chunk, word, true);
     return pack_half(from[0], from[1]);
 }
+// The same of StreamTurnedWeights.
+DEVICE u32 stream_turned_word(const StreamBlockPackArguments& arg, int i) {
+    const int lane = i / 4 % 32, tile = i / 2 % 2, word = i % 2, part = i / 128, group = lane / 4, f = STREAM_FEATURES;
+    int to = stream_output(group, part % 2 * 2 + tile);
+    if (part < 16) {
+        const float* from = arg.proj + (stream_channel(part / 4, part / 2 % 2 * 2 + word) + lane % 4 * 2) * f + to;
+        return pack_half(from[0], from[f]);
+    }
+    const float* from = arg.fuse + stream_input(lane, part / 2 % 2, word, false) * 2 * f + stream_both(part / 4 - 4, to / 8) + to % 8;
+    return pack_half(from[0], from[2 * f]);
+}
 // Tap `tap` (9: the bias) of depthwise channel `channel`.
 DEVICE float stream_tap(const StreamBlockPackArguments& arg, int channel, int tap) {
     const StreamDepthwise& d = channel < STREAM_FEATURES ? arg.near : channel < 2 * STREAM_FEATURES ? arg.far : arg.gate;
@@ -87,7 +112,7 @@ DEVICE float stream_tap(const StreamBlockPackArguments& arg, int channel, int ta
 KERNEL(stream_block_pack) {
     const int taps = 8 * (STREAM_DEPTHWISE + 1), lasts = STREAM_DEPTHWISE + 4, products = 32 * 128;
     int i = blockIdx.x * 256 + threadIdx.x, at = i;
-    if (i >= (int)(sizeof(StreamWeights) / 4)) return;
+    if (i >= (STREAM_WEIGHTS + (arg.back ? STREAM_TURNED_WEIGHTS : 0)) / 4) return;
     u32 word = 0;
     if (at < taps) {
         int channel = at / 4 % (STREAM_DEPTHWISE + 1), tap = at / 4 / (STREAM_DEPTHWISE + 1) * 4 + at % 4;
@@ -99,8 +124,9 @@ KERNEL(stream_block_pack) {
         word = pack_half(bias, bias - low_half(pack_half(bias, 0.0f)));
     } else if ((at -= lasts) < products) {
         word = stream_product_word(arg, at);
+    } else if ((at -= products) >= STREAM_HIDDEN + 3 * STREAM_FEATURES) {
+        word = stream_turned_word(arg, at - STREAM_HIDDEN - 3 * STREAM_FEATURES);
     } else {
-        at -= products;
         const int f = STREAM_FEATURES, h = STREAM_HIDDEN;
         word = float_to_bits(at < f ? arg.fuse_bias[at] : at < f + h ? arg.proj_bias[at - f] : at < 2 * f + h ? arg.out_bias[at - f - h] : arg.gamma[at - 2 * f - h]);
     }
@@ -113,20 +139,23 @@ struct StreamTaps {
     Wide low, high;
     u32 last, start;
 };
-DEVICE StreamTaps load_stream_taps(const StreamWeights& n, int first, Lane l) {
+DEVICE StreamTaps load_stream_taps(const StreamDepthwiseWeights& n, int first, Lane l) {
     int at = l.group / 2 == l.t ? first + l.group : STREAM_DEPTHWISE;
     return {n.taps[0][at], n.taps[1][at], n.last[at], n.starts[l.t == 0 ? first + l.group : STREAM_DEPTHWISE]};
 }
-// Depthwise 3x3 with its bias, of 16 pixels of a plane. `from`: a lane's address: lane i gives the upper
-// left neighbour of pixel i % 16, and from lane 16 on the one `dilation` to the right of it.
-template <int DILATION>
+// The taps rotated by 180 degrees, for the gradient of the input; without the bias.
+DEVICE StreamTaps turned_taps(const StreamTaps& v) {
+    return {{{v.last, v.high.word[3], v.high.word[2], v.high.word[1]}}, {{v.high.word[0], v.low.word[3], v.low.word[2], v.low.word[1]}}, v.low.word[0], 0};
+}
+// Depthwise 3x3 with its bias, of 16 pixels of a plane with rows of `SIDE` pixels, added to sum.
+// `from`: a lane's address: lane i gives the upper left neighbour of pixel i % 16, and from lane 16 on
+// the one DILATION to the right of it.
+template <int DILATION, int SIDE>
 DEVICE void stream_depthwise(float (&sum)[4], const Wide* from, const StreamTaps& taps, int lane) {
-    const int row = DILATION * STREAM_WIDE;
+    const int row = DILATION * SIDE;
     // of taps 2 and 3 the second is in the next row
     const Wide* turned = from + (lane < 16 ? 2 * DILATION : row - DILATION);
     u32 m[4], last[2];
-    UNROLL
-    for (int i = 0; i < 4; i++) sum[i] = 0;
     load_matrices(m, from);
     mma_16x8x16(sum, m, {taps.low.word[0], taps.low.word[1]});
     load_matrices(m, turned);
@@ -137,6 +166,10 @@ DEVICE void stream_depthwise(float (&sum)[4], const Wide* from, const StreamTaps
     mma_16x8x16(sum, m, {taps.high.word[2], taps.high.word[3]});
     load_two_matrices(last, from + 2 * row + (lane < 16 ? 2 : 1) * DILATION);
     mma_16x8x16(sum, {last[0], last[1], ONES, ONES}, {taps.last, taps.start});
+}
+// The same of four rows of eight pixels with the taps of nano_mma.cuh.
+DEVICE nano_family::Taps row_taps(const StreamTaps& v) {
+    return {{{v.low.word[0], v.high.word[2]}, {v.low.word[1], v.high.word[3]}, {v.low.word[2], v.last}}, {v.low.word[3], v.high.word[0]}, {v.high.word[1], v.start}};
 }
 
 // Copies 16 channels of the tile's x with a border of four pixels; 0 outside of the image.
@@ -189,12 +222,12 @@ DEVICE void stream_fuse(float (&sums)[STREAM_TIMES][4][4], const StreamBlockArgu
             for (int j = 0; j < 2; j++) {
                 // one after another, or the compiler loads ahead into more registers than there are
                 warp_barrier();
-                float z[4];
-                StreamTaps taps = load_stream_taps(n, far * STREAM_FEATURES + 16 * half + 8 * j, l);
+                float z[4] = {0, 0, 0, 0};
+                StreamTaps taps = load_stream_taps(n.depthwise, far * STREAM_FEATURES + 16 * half + 8 * j, l);
                 if (far)
-                    stream_depthwise<3>(z, from + j * STREAM_X_PLANE + (l.lane < 16 ? 0 : 3), taps, l.lane);
+                    stream_depthwise<3, STREAM_WIDE>(z, from + j * STREAM_X_PLANE + (l.lane < 16 ? 0 : 3), taps, l.lane);
                 else
-                    stream_depthwise<1>(z, from + j * STREAM_X_PLANE + 2 * STREAM_WIDE + 2 + (l.lane < 16 ? 0 : 1), taps, l.lane);
+                    stream_depthwise<1, STREAM_WIDE>(z, from + j * STREAM_X_PLANE + 2 * STREAM_WIDE + 2 + (l.lane < 16 ? 0 : 1), taps, l.lane);
                 a[2 * j] = pack_half(z[0], z[1]);
                 a[2 * j + 1] = pack_half(z[2], z[3]);
             }
@@ -256,8 +289,7 @@ DEVICE void stream_hidden(Wide* planes, const Wide (&t_pieces)[STREAM_TIMES][2],
 
 // Depthwise results of a plane of a chunk, for a warp's four rows of eight pixels.
 DEVICE void stream_gate(float (&z)[2][4], const Wide* from, const StreamWeights& n, int chunk, int plane, Lane l) {
-    StreamTaps v = load_stream_taps(n, 2 * STREAM_FEATURES + stream_channel(chunk, plane), l);
-    nano_family::Taps taps = {{{v.low.word[0], v.high.word[2]}, {v.low.word[1], v.high.word[3]}, {v.low.word[2], v.last}}, {v.low.word[3], v.high.word[0]}, {v.high.word[1], v.start}};
+    nano_family::Taps taps = row_taps(load_stream_taps(n.depthwise, 2 * STREAM_FEATURES + stream_channel(chunk, plane), l));
     nano_family::mma_depthwise<true>(z[0], z[1], from + plane * STREAM_PLANE, STREAM_SIDE, taps, l.lane);
 }
 
@@ -304,7 +336,7 @@ DEVICE void stream_gate_back(const float (&a)[2][4], const float (&b)[2][4], con
     UNROLL
     for (int s = 0; s < 2; s++) {
         const Wide& w = n.out[chunk][s][l.lane];
-        u32 weights[2] = {w.word[2 * plane], w.word[2 * plane + 1]};
+        u32 weights[2] = {plane ? w.word[2] : w.word[0], plane ? w.word[3] : w.word[1]};
         UNROLL
         for (int half = 0; half < 2; half++) mma_16x8x16(dm[half], d[half][s], weights);
     }
@@ -341,7 +373,7 @@ DEVICE void stream_out(float (&sums)[2][4][4], const float (&a)[2][4], const flo
     UNROLL
     for (int pair = 0; pair < 2; pair++) {
         const Wide& w = weights[pair][lane];
-        u32 words[2] = {w.word[plane], w.word[2 + plane]};
+        u32 words[2] = {plane ? w.word[1] : w.word[0], plane ? w.word[3] : w.word[2]};
         UNROLL
         for (int i = 0; i < 4; i++) {
             float(&sum)[4] = sums[i / 2][2 * pair + i % 2];
@@ -411,7 +443,8 @@ DEVICE void stream_tile(const StreamBlockArguments& arg, Wide* planes, const Str
         barrier();
         Lane l = lane_position(thread_anew());
         const Wide* from = planes + (l.warp / 2 * 4 + l.lane / 8) * STREAM_SIDE + l.warp % 2 * 8 + l.lane % 8;
-        UNROLL
+        // one after another, or the compiler keeps more results than there are registers
+        ROLLED
         for (int plane = 0; plane < 2; plane++) {
             float a[2][4], b[2][4];
             warp_barrier();
@@ -427,25 +460,199 @@ DEVICE void stream_tile(const StreamBlockArguments& arg, Wide* planes, const Str
     if (!BACK) finish_stream(sums, arg, n, t);
 }
 
+// Copies 16-byte pieces, all of which are loaded before the first is stored.
+template <int PIECES>
+DEVICE void copy_weights(Wide* to, const Wide* from) {
+    const int rounds = (PIECES + 255) / 256;
+    Wide loaded[rounds];
+    UNROLL
+    for (int i = 0; i < rounds; i++)
+        if (256 * i + threadIdx.x < (u32)PIECES) loaded[i] = from[256 * i + threadIdx.x];
+    UNROLL
+    for (int i = 0; i < rounds; i++)
+        if (256 * i + threadIdx.x < (u32)PIECES) to[256 * i + threadIdx.x] = loaded[i];
+}
+
 template <bool BACK>
 DEVICE void stream_tiles(const StreamBlockArguments& arg) {
     Wide* planes = (Wide*)shared_memory();
     Wide* weights = planes + 4 * STREAM_PLANE;
-    const int pieces = sizeof(StreamWeights) / 16, rounds = (pieces + 255) / 256;
-    Wide loaded[rounds];
-    UNROLL
-    for (int i = 0; i < rounds; i++)
-        if (256 * i + threadIdx.x < (u32)pieces) loaded[i] = ((const Wide*)arg.packed)[256 * i + threadIdx.x];
-    UNROLL
-    for (int i = 0; i < rounds; i++)
-        if (256 * i + threadIdx.x < (u32)pieces) weights[256 * i + threadIdx.x] = loaded[i];
-    for (int index = blockIdx.x; index < tile_count(arg.images, arg.h, arg.w); index += gridDim.x) {
+    copy_weights<sizeof(StreamWeights) / 16>(weights, (const Wide*)arg.packed);
+    // the sizes anew, or the compiler keeps what divisions by them share
+    for (int index = blockIdx.x; index < tile_count(arg.images, anew(arg.h), anew(arg.w)); index += gridDim.x) {
         barrier();
-        stream_tile<BACK>(arg, planes, *(const StreamWeights*)weights, tile_at(index, arg.h, arg.w));
+        stream_tile<BACK>(arg, planes, *(const StreamWeights*)weights, tile_at(index, anew(arg.h), anew(arg.w)));
     }
 }
 KERNEL_CROWDED(stream_block, 2) { stream_tiles<false>(arg); }
 KERNEL_CROWDED(stream_block_back, 2) { stream_tiles<true>(arg); }
+
+// Copies a chunk of the gradients of gate's results on a tile and one pixel around it; 0 outside of the
+// image.
+DEVICE void load_gate_gradients(Wide* planes, const StreamBlockProjBackArguments& arg, Tile t, int chunk) {
+    const int pieces = 4 * STREAM_SIDE * STREAM_SIDE, rounds = (pieces + 255) / 256, thread = thread_anew();
+    Wide loaded[rounds];
+    UNROLL
+    for (int i = 0; i < rounds; i++) {
+        StreamPixel p = stream_pixel((thread + 256 * i) / 4, t, arg.h, arg.w);
+        loaded[i] = {{0, 0, 0, 0}};
+        if (p.exists) loaded[i] = *(const Wide*)(arg.d_gate + (long long)p.at * STREAM_HIDDEN + stream_channel(chunk, thread % 4));
+    }
+    UNROLL
+    for (int i = 0; i < rounds; i++)
+        if (thread + 256 * i < pieces) planes[thread % 4 * STREAM_PLANE + (thread + 256 * i) / 4] = loaded[i];
+}
+
+KERNEL_CROWDED(stream_block_proj_back, 2) {
+    Wide* planes = (Wide*)shared_memory();
+    const StreamDepthwiseWeights& n = *(const StreamDepthwiseWeights*)(planes + 4 * STREAM_PLANE);
+    Wide(&proj)[4][2][2][32] = *(Wide(*)[4][2][2][32])(&n + 1);
+    copy_weights<sizeof(StreamDepthwiseWeights) / 16>((Wide*)&n, (const Wide*)arg.packed);
+    copy_weights<sizeof(proj) / 16>(proj[0][0][0], (const Wide*)arg.packed + sizeof(StreamWeights) / 16);
+    for (int index = blockIdx.x; index < tile_count(arg.images, arg.h, arg.w); index += gridDim.x) {
+        Tile t = tile_at(index, arg.h, arg.w);
+        float sums[2][4][4];
+        UNROLL
+        for (int i = 0; i < 32; i++) sums[i / 16][i / 4 % 4][i % 4] = 0;
+        ROLLED
+        for (int chunk = 0; chunk < STREAM_FEATURES / 8; chunk++) {
+            barrier();
+            load_gate_gradients(planes, arg, t, chunk);
+            barrier();
+            Lane l = lane_position(thread_anew());
+            StreamRows own = stream_rows(l, t, arg.h, arg.w);
+            const Wide* from = planes + (l.warp / 2 * 4 + l.lane / 8) * STREAM_SIDE + l.warp % 2 * 8 + l.lane % 8;
+            ROLLED
+            for (int s = 0; s < 2; s++) {
+                u32 words[2][4];
+                UNROLL
+                for (int k = 0; k < 2; k++) {
+                    int plane = 2 * s + k;
+                    float z[2][4];
+                    nano_family::Taps taps = row_taps(turned_taps(load_stream_taps(n, 2 * STREAM_FEATURES + stream_channel(chunk, plane), l)));
+                    nano_family::mma_depthwise<false>(z[0], z[1], from + plane * STREAM_PLANE, STREAM_SIDE, taps, l.lane);
+                    UNROLL
+                    for (int r = 0; r < 4; r++) {
+                        u32 word = pack_half(z[r / 2][r % 2 * 2], z[r / 2][r % 2 * 2 + 1]);
+                        words[r / 2][2 * k + r % 2] = word;
+                        if (r < own.rows) ((u32*)(arg.d_p + (long long)(own.at + r * arg.w) * STREAM_HIDDEN + stream_channel(chunk, plane)))[l.t] = word;
+                    }
+                }
+                UNROLL
+                for (int pair = 0; pair < 2; pair++) {
+                    const Wide& b = proj[chunk][s][pair][l.lane];
+                    UNROLL
+                    for (int half = 0; half < 2; half++) {
+                        mma_16x8x16(sums[half][2 * pair], words[half], {b.word[0], b.word[1]});
+                        mma_16x8x16(sums[half][2 * pair + 1], words[half], {b.word[2], b.word[3]});
+                    }
+                }
+            }
+        }
+        Lane l = lane_position(thread_anew());
+        StreamRows own = stream_rows(l, t, arg.h, arg.w);
+        UNROLL
+        for (int r = 0; r < 4; r++) {
+            Wide v;
+            UNROLL
+            for (int k = 0; k < 4; k++) v.word[k] = pack_half(sums[r / 2][k][r % 2 * 2], sums[r / 2][k][r % 2 * 2 + 1]);
+            if (r < own.rows) *(Wide*)(arg.d_t + (long long)(own.at + r * arg.w) * STREAM_FEATURES + 8 * l.t) = v;
+        }
+    }
+}
+
+// Pixels of a row with the three of dilation 3 on each side; pieces of a plane; times that a warp takes
+// 16 pixels.
+#define STREAM_REACHED (TILE + 6)
+#define STREAM_REACHED_PLANE (STREAM_REACHED * STREAM_REACHED + 2)
+#define STREAM_REACHED_TIMES ((STREAM_REACHED * STREAM_REACHED + 127) / 128)
+static_assert(4 * STREAM_REACHED_PLANE * 16 == STREAM_REACHED_PLANES, "the lowering reserves what the values need");
+
+// A chunk of the gradient of both on a tile and three pixels around it, from that of t.
+DEVICE void stream_both_gradients(Wide* planes, const Wide (&fuse)[2][2][2][32], const StreamBlockInputBackArguments& arg, Tile t, int chunk) {
+    Lane l = lane_position(thread_anew());
+    Wide b[2][2];
+    UNROLL
+    for (int i = 0; i < 4; i++) b[i / 2][i % 2] = fuse[chunk][i / 2][i % 2][l.lane];
+    Wide v[STREAM_REACHED_TIMES][2];
+    int at[STREAM_REACHED_TIMES][2];
+    UNROLL
+    for (int i = 0; i < 2 * STREAM_REACHED_TIMES; i++) {
+        int pixel = (i / 2 * 8 + l.warp) * 16 + i % 2 * 8 + l.group, row = (u32)pixel / STREAM_REACHED, column = pixel - row * STREAM_REACHED;
+        int y = t.y - 3 + row, x = t.x - 3 + column;
+        bool exists = row < STREAM_REACHED && inside(y, x, arg.h, arg.w);
+        Wide& to = v[i / 2][i % 2];
+        to = {{0, 0, 0, 0}};
+        at[i / 2][i % 2] = exists ? (t.image * arg.h + y) * arg.w + x : -1;
+        if (exists) to = *(const Wide*)(arg.d_t + (long long)at[i / 2][i % 2] * STREAM_FEATURES + 8 * l.t);
+        bool own = exists && (u32)(row - 3) < TILE && (u32)(column - 3) < TILE;
+        if (!own) at[i / 2][i % 2] = -1;
+    }
+    UNROLL
+    for (int time = 0; time < STREAM_REACHED_TIMES; time++) {
+        float d[4][4];
+        UNROLL
+        for (int i = 0; i < 16; i++) d[i / 4][i % 4] = 0;
+        UNROLL
+        for (int s = 0; s < 2; s++) {
+            u32 a[4] = {v[time][0].word[2 * s], v[time][1].word[2 * s], v[time][0].word[2 * s + 1], v[time][1].word[2 * s + 1]};
+            UNROLL
+            for (int j = 0; j < 4; j++) mma_16x8x16(d[j], a, {b[s][j / 2].word[j % 2 * 2], b[s][j / 2].word[j % 2 * 2 + 1]});
+        }
+        UNROLL
+        for (int r = 0; r < 2; r++) {
+            int pixel = (time * 8 + l.warp) * 16 + 8 * r + l.group;
+            Wide piece;
+            UNROLL
+            for (int j = 0; j < 4; j++) piece.word[j] = pack_half(d[j][2 * r], d[j][2 * r + 1]);
+            if (pixel < STREAM_REACHED * STREAM_REACHED) planes[l.t * STREAM_REACHED_PLANE + pixel] = piece;
+            if (at[time][r] >= 0) *(Wide*)(arg.d_both + (long long)at[time][r] * 2 * STREAM_FEATURES + stream_both(chunk, l.t)) = piece;
+        }
+    }
+}
+
+KERNEL_CROWDED(stream_block_input_back, 2) {
+    Wide* planes = (Wide*)shared_memory();
+    const StreamDepthwiseWeights& n = *(const StreamDepthwiseWeights*)(planes + 4 * STREAM_REACHED_PLANE);
+    Wide(&fuse)[2][2][2][32] = *(Wide(*)[2][2][2][32])(&n + 1);
+    copy_weights<sizeof(StreamDepthwiseWeights) / 16>((Wide*)&n, (const Wide*)arg.packed);
+    copy_weights<sizeof(fuse) / 16>(fuse[0][0][0], (const Wide*)arg.packed + (sizeof(StreamWeights) + sizeof(StreamTurnedWeights::proj)) / 16);
+    for (int index = blockIdx.x; index < tile_count(arg.images, arg.h, arg.w); index += gridDim.x) {
+        Tile t = tile_at(index, arg.h, arg.w);
+        ROLLED
+        for (int chunk = 0; chunk < STREAM_FEATURES / 16; chunk++) {
+            barrier();
+            stream_both_gradients(planes, fuse, arg, t, chunk);
+            barrier();
+            Lane l = lane_position(thread_anew());
+            StreamRows own = stream_rows(l, t, arg.h, arg.w);
+            // the upper left neighbour at distance 1 of a lane's pixel of four rows, and at distance 3 of
+            // one of two rows
+            const Wide* near = planes + (l.warp / 2 * 4 + l.lane / 8 + 2) * STREAM_REACHED + l.warp % 2 * 8 + l.lane % 8 + 2;
+            const Wide* far = planes + (l.warp / 2 * 4 + l.lane / 8 % 2) * STREAM_REACHED + l.warp % 2 * 8 + l.lane % 8 + (l.lane < 16 ? 0 : 3);
+            UNROLL
+            for (int plane = 0; plane < 2; plane++) {
+                const int channel = 16 * chunk + 8 * plane;
+                u32 d[4];
+                UNROLL
+                for (int r = 0; r < 4; r++)
+                    d[r] = r < own.rows ? ((const u32*)(arg.d_output + (long long)(own.at + r * arg.w) * STREAM_FEATURES + channel))[l.t] : 0;
+                float z[2][4];
+                nano_family::mma_depthwise<false>(z[0], z[1], near + plane * STREAM_REACHED_PLANE, STREAM_REACHED, row_taps(turned_taps(load_stream_taps(n, channel, l))), l.lane);
+                StreamTaps taps = turned_taps(load_stream_taps(n, STREAM_FEATURES + channel, l));
+                UNROLL
+                for (int half = 0; half < 2; half++)
+                    stream_depthwise<3, STREAM_REACHED>(z[half], far + (2 + plane) * STREAM_REACHED_PLANE + 2 * half * STREAM_REACHED, taps, l.lane);
+                UNROLL
+                for (int r = 0; r < 4; r++) {
+                    const float* s = z[r / 2] + r % 2 * 2;
+                    u32 word = pack_half(low_half(d[r]) + s[0], high_half(d[r]) + s[1]);
+                    if (r < own.rows) ((u32*)(arg.d_input + (long long)(own.at + r * arg.w) * STREAM_FEATURES + channel))[l.t] = word;
+                }
+            }
+        }
+    }
+}
 
 // One block. `sums`: those of out's weights and biases as if gamma were 1, [output][input], then
 // [output].

@@ -133,7 +133,15 @@ constants! {
     STREAM_PLANES: usize = 4 * ((TILE + 2) * (TILE + 2) + 6) * 16;
     /// Bytes of its weights (struct StreamWeights): depthwise taps and biases with zeros after them,
     /// fuse, proj and out as operands, their biases, gamma.
-    STREAM_WEIGHTS: usize = 2 * 193 * 16 + 2 * 196 * 4 + 32 * 128 * 4 + 224 * 4;
+    STREAM_WEIGHTS: usize = STREAM_DEPTHWISE_WEIGHTS + 32 * 128 * 4 + 224 * 4;
+    /// The first part of them.
+    STREAM_DEPTHWISE_WEIGHTS: usize = 2 * 193 * 16 + 2 * 196 * 4;
+    /// Bytes of proj and fuse as operands of the backward pass (struct StreamTurnedWeights), and the part
+    /// of fuse.
+    STREAM_TURNED_WEIGHTS: usize = 16 * 128 * 4 + STREAM_TURNED_FUSE;
+    STREAM_TURNED_FUSE: usize = 8 * 128 * 4;
+    /// Bytes of shared memory of 32 channels with a border of three pixels.
+    STREAM_REACHED_PLANES: usize = 4 * ((TILE + 6) * (TILE + 6) + 2) * 16;
 
     /// Rows of the pixels that a block of the structural losses takes.
     PATCH_H: usize = 16;

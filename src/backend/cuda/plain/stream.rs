@@ -1,10 +1,8 @@
 //! The block of Stream, and its gradients, as a composition of plain kernels over a workspace: the
 //! values that the CPU keeps in rows exist here for all pixels at once. Where [`stream_matrix`] serves a
-//! block, its forward pass, and the beginning of its backward pass up to the gradient of gate's results,
-//! are kernels of their own.
+//! block, its forward pass and its data gradients are kernels of their own.
 
 use super::super::arguments::{Act, Address};
-use super::super::constants::STREAM_WEIGHTS;
 use super::super::launch::Shape;
 use super::super::lowering::{Lowering, int};
 use super::super::operation::CudaOperation;
@@ -69,14 +67,8 @@ impl BlockShapes {
         ]
     }
 
-    /// Bytes of the packed weights of one convolution at a time, in one direction or in both, or of the
-    /// whole block.
-    fn packed_bytes(&self, o: &StreamBlock, precision: Precision, back: bool) -> usize {
-        let whole = if stream_matrix::serves(o, precision) {
-            STREAM_WEIGHTS
-        } else {
-            0
-        };
+    /// Bytes of the packed weights of one convolution at a time, in one direction or in both.
+    fn packed_bytes(&self, back: bool) -> usize {
         let most = |transposed| {
             self.all()
                 .map(|c| c.packed_bytes(transposed))
@@ -84,8 +76,16 @@ impl BlockShapes {
                 .max()
         };
         let bytes = if back { most(true) } else { None };
-        bytes.max(most(false)).unwrap_or(0).max(whole)
+        bytes.max(most(false)).unwrap_or(0)
     }
+}
+
+/// Bytes of the packed weights of a pass.
+fn packed_bytes(o: &StreamBlock, precision: Precision, back: bool) -> usize {
+    if stream_matrix::serves(o, precision) {
+        return stream_matrix::packed_bytes(back);
+    }
+    BlockShapes::new(o, precision).packed_bytes(back)
 }
 
 /// The values of a block in its workspace. Letters as in the operation's formula: `both` the two
@@ -100,8 +100,6 @@ struct BlockValues {
     o: View,
     /// Room for packed weights.
     packed: Address<Act>,
-    /// Where it begins in the workspace, bytes.
-    packed_at: usize,
 }
 
 /// Bytes of a value of `channels` channels.
@@ -147,7 +145,6 @@ impl BlockValues {
             m: number(4).unwrap_or(both),
             o: number(5).unwrap_or(t),
             packed: l.activations_at(workspace, at),
-            packed_at: at,
         })
     }
 }
@@ -237,8 +234,8 @@ impl CudaOperation for StreamBlock {
     }
 
     fn workspace(&self, precision: Precision) -> u64 {
-        let packed = BlockShapes::new(self, precision).packed_bytes(self, precision, false);
-        (values_bytes(self, precision, false) + packed) as u64
+        let bytes = values_bytes(self, precision, false) + packed_bytes(self, precision, false);
+        bytes as u64
     }
 
     fn lower(&self, l: &mut Lowering<'_>) -> Result<()> {
@@ -255,8 +252,7 @@ impl CudaOperation for StreamBlock {
 
 /// Where the sums of the backward pass begin in its workspace, bytes.
 fn sums_at(o: &StreamBlock, precision: Precision) -> usize {
-    let packed = BlockShapes::new(o, precision).packed_bytes(o, precision, true);
-    values_bytes(o, precision, true) + packed
+    values_bytes(o, precision, true) + packed_bytes(o, precision, true)
 }
 
 /// Blocks that sum the gradient of gamma.
@@ -352,33 +348,56 @@ fn gate_back(l: &mut Lowering<'_>, o: &StreamBlock, v: &BlockValues) -> Result<(
     l.launch(&PLAIN_GATE_BACK, Shape::of(blocks, 0), arguments)
 }
 
-/// Lowers everything up to the gradient of gate's results, which takes their place, in kernels of their
-/// own, and the gradients of out and gamma.
-fn gate_at_once(
+/// Where out's sums over pixels are as f32 in the workspace of a block that [`stream_matrix`] serves, bytes;
+/// the partial sums of other convolutions follow.
+fn out_sums_bytes(o: &StreamBlock, precision: Precision) -> usize {
+    if !stream_matrix::serves(o, precision) {
+        return 0;
+    }
+    (4 * BlockShapes::new(o, precision).out.sum_count()).next_multiple_of(ALIGNMENT)
+}
+
+/// Lowers a backward pass whose data gradients are kernels of their own.
+fn back_at_once(
     l: &mut Lowering<'_>,
     op: &StreamBlockBack,
     v: &BlockValues,
     space: &mut SumSpace,
-    workspace: BufferId,
 ) -> Result<()> {
-    let (f, precision) = (&op.forward, l.plan.precision);
+    let (f, s) = (&op.forward, BlockShapes::new(&op.forward, l.plan.precision));
     let kept = Kept {
         both: v.both.values,
         t: v.t.values,
         p: v.p.values,
         m: v.m.values,
         d_gate: v.g.values,
+        packed: v.packed,
     };
-    stream_matrix::recompute(l, op, v.packed, &kept)?;
-    // the packed weights are not read any more
-    let values = l.gradient(workspace, v.packed_at / 4);
-    let d_output = view(l.activations(op.d_output), f.features)?;
-    let out = BlockShapes::new(f, precision).out;
-    sum_weights(l, &out, (v.m, d_output), Finish::Values(values), space)?;
+    stream_matrix::recompute(l, op, &kept)?;
+    let (x, d_output) = (
+        view(l.activations(f.input), f.features)?,
+        view(l.activations(op.d_output), f.features)?,
+    );
+    let values = l.gradient(space.workspace, space.at / 4);
+    let sums_at = space.at;
+    space.reuse(sums_at + out_sums_bytes(f, l.plan.precision));
+    sum_weights(l, &s.out, (v.m, d_output), Finish::Values(values), space)?;
     if space.slice.last {
         stream_matrix::out_gradients(l, op, values)?;
     }
-    Ok(())
+    let mut sums = |l: &mut Lowering<'_>, c, ranges: [ParamRange; 2], views| {
+        let to = Finish::Gradients(l.gradient(op.gradients, reduce::contiguous(&ranges)?));
+        sum_weights(l, c, views, to, space)
+    };
+    sums(l, &s.gate, f.params.gate, (v.p, v.g))?;
+    stream_matrix::proj_back(l, op, &kept)?;
+    let d_t = view(kept.m, f.features)?;
+    sums(l, &s.proj, f.params.proj, (v.t, v.p))?;
+    sums(l, &s.fuse, f.params.fuse, (v.both, d_t))?;
+    stream_matrix::input_back(l, op, &kept)?;
+    sums(l, &s.near, f.params.dw1, (x, v.both))?;
+    let far = channels_from(v.both, f.features)?;
+    sums(l, &s.far, f.params.dw3, (x, far))
 }
 
 impl CudaOperation for StreamBlockBack {
@@ -391,7 +410,8 @@ impl CudaOperation for StreamBlockBack {
         let gamma = sum_bytes(f.features, gamma_blocks(f, precision));
         let shapes = BlockShapes::new(f, precision);
         let sums = shapes.all().map(ConvShape::sum_bytes).into_iter().max();
-        (sums_at(f, precision) + sums.unwrap_or(0).max(gamma)) as u64
+        let sums = sums.unwrap_or(0).max(gamma) + out_sums_bytes(f, precision);
+        (sums_at(f, precision) + sums) as u64
     }
 
     fn carry(&self) -> u64 {
@@ -405,22 +425,19 @@ impl CudaOperation for StreamBlockBack {
         let workspace = l.workspace(self.workspace)?;
         let v = BlockValues::new(l, f, workspace, true)?;
         let mut space = SumSpace::new(workspace, sums_at(f, precision), self.slice);
-        // each gradient takes the place of its value, which nothing reads any more
         if stream_matrix::serves(f, precision) {
-            gate_at_once(l, self, &v, &mut space, workspace)?;
-        } else {
-            recompute(l, f, &v)?;
-            gamma_back(l, self, &v, &mut space)?;
-            let out = (&BlockShapes::new(f, precision).out, f.params.out);
-            let to = (v.m, false);
-            conv_back(l, self, out, (v.m, v.o), to, (&v, &mut space))?;
-            gate_back(l, f, &v)?;
+            return back_at_once(l, self, &v, &mut space);
         }
+        recompute(l, f, &v)?;
+        // each gradient takes the place of its value, which nothing reads any more
+        gamma_back(l, self, &v, &mut space)?;
         let (s, p) = (BlockShapes::new(f, precision), &f.params);
         let mut back = |l: &mut Lowering<'_>, c, ranges, value, d| {
             let to = (value, false);
             conv_back(l, self, (c, ranges), (value, d), to, (&v, &mut space))
         };
+        back(l, &s.out, p.out, v.m, v.o)?;
+        gate_back(l, f, &v)?;
         back(l, &s.gate, p.gate, v.p, v.g)?;
         back(l, &s.proj, p.proj, v.t, v.p)?;
         back(l, &s.fuse, p.fuse, v.both, v.t)?;

@@ -36,7 +36,7 @@ c_structs! {
         out_bias: *const Parameter,
         /// `[32]`
         gamma: *const Parameter,
-        /// STREAM_WEIGHTS bytes.
+        /// STREAM_WEIGHTS bytes; for the backward pass STREAM_TURNED_WEIGHTS more.
         packed: *mut Act,
         /// 1: for the backward pass.
         back: i32,
@@ -77,6 +77,46 @@ c_structs! {
         STREAM_BLOCK = stream_block [BLOCK_THREADS, BLOCK_THREADS];
         /// Half precision only.
         STREAM_BLOCK_BACK = stream_block_back [BLOCK_THREADS, BLOCK_THREADS];
+    }
+
+    struct StreamBlockProjBackArguments {
+        /// As in StreamBlockArguments, of the backward pass.
+        packed: *const Act,
+        /// `[images][h][w][128]`: the gradient of gate's results.
+        d_gate: *const Act,
+        /// `[images][h][w][128]`
+        d_p: *mut Act,
+        /// `[images][h][w][32]`
+        d_t: *mut Act,
+        images: i32,
+        h: i32,
+        w: i32,
+        reserved: i32,
+    }
+    kernels {
+        /// Half precision only.
+        STREAM_BLOCK_PROJ_BACK = stream_block_proj_back [BLOCK_THREADS, BLOCK_THREADS];
+    }
+
+    struct StreamBlockInputBackArguments {
+        /// As in StreamBlockArguments, of the backward pass.
+        packed: *const Act,
+        /// `[images][h][w][32]`
+        d_t: *const Act,
+        /// `[images][h][w][32]`
+        d_output: *const Act,
+        /// `[images][h][w][64]`
+        d_both: *mut Act,
+        /// `[images][h][w][32]`
+        d_input: *mut Act,
+        images: i32,
+        h: i32,
+        w: i32,
+        reserved: i32,
+    }
+    kernels {
+        /// Half precision only.
+        STREAM_BLOCK_INPUT_BACK = stream_block_input_back [BLOCK_THREADS, BLOCK_THREADS];
     }
 
     struct StreamBlockGradientsArguments {
