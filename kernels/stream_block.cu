@@ -1,5 +1,5 @@
 // The block of Stream on tensor cores, for half precision and 32 features. Depends on nano_mma.cuh,
-// whose depthwise step it shares, and on plain_conv.cu and sums.cuh.
+// whose depthwise step it shares, and on plain.cuh.
 //
 //   both = (depthwise of x, depthwise of x with dilation 3), t = fuse(both), p = proj(t),
 //   (a, b) = gate(p), m = clamp(a b), y = x + gamma out(m)
@@ -23,7 +23,7 @@
 // of y.
 // Grid of the first four: persistent.
 #pragma once
-#include "plain_conv.cu"
+#include "plain.cuh"
 
 #if PRECISION != 0
 
@@ -387,44 +387,50 @@ DEVICE void finish_stream(const float (&sums)[2][4][4], const StreamBlockArgumen
     Lane l = lane_position(thread_anew());
     StreamRows own = stream_rows(l, t, arg.h, arg.w);
     const float* gamma = n.gamma + 8 * l.t;
-    Wide v[4];
     UNROLL
-    for (int r = 0; r < 4; r++) {
-        v[r] = {{0, 0, 0, 0}};
-        if (r < own.rows) v[r] = *(const Wide*)(arg.input + (long long)(own.at + r * arg.w) * STREAM_FEATURES + 8 * l.t);
-    }
-    UNROLL
-    for (int r = 0; r < 4; r++) {
-        if (r >= own.rows) break;
+    for (int half = 0; half < 2; half++) {
+        Wide v[2];
         UNROLL
-        for (int k = 0; k < 4; k++) {
-            const float* s = sums[r / 2][k] + r % 2 * 2;
-            v[r].word[k] = pack_half(fmaf(gamma[2 * k], s[0], low_half(v[r].word[k])), fmaf(gamma[2 * k + 1], s[1], high_half(v[r].word[k])));
+        for (int r = 0; r < 2; r++) {
+            v[r] = {{0, 0, 0, 0}};
+            if (2 * half + r < own.rows) v[r] = *(const Wide*)(arg.input + (long long)(own.at + (2 * half + r) * arg.w) * STREAM_FEATURES + 8 * l.t);
         }
-        *(Wide*)(arg.output + (long long)(own.at + r * arg.w) * STREAM_FEATURES + 8 * l.t) = v[r];
+        UNROLL
+        for (int r = 0; r < 2; r++) {
+            UNROLL
+            for (int k = 0; k < 4; k++) {
+                const float* s = sums[half][k] + 2 * r;
+                v[r].word[k] = pack_half(fmaf(gamma[2 * k], s[0], low_half(v[r].word[k])), fmaf(gamma[2 * k + 1], s[1], high_half(v[r].word[k])));
+            }
+            if (2 * half + r < own.rows) *(Wide*)(arg.output + (long long)(own.at + (2 * half + r) * arg.w) * STREAM_FEATURES + 8 * l.t) = v[r];
+        }
+        warp_barrier();
     }
 }
 
 template <bool BACK>
-DEVICE void stream_tile(const StreamBlockArguments& arg, Wide* planes, const StreamWeights& n, Tile t) {
+DEVICE void stream_tile(const StreamBlockArguments& arg, Wide* planes, const StreamWeights& n, int index) {
+    // where the tile is takes more registers than its number
+    auto tile = [&]() { return tile_at(anew(index), arg.h, arg.w); };
     Wide t_pieces[STREAM_TIMES][2];
     {
         Lane l = lane_position(thread_anew());
         float sums[STREAM_TIMES][4][4];
         UNROLL
         for (int i = 0; i < 16 * STREAM_TIMES; i++) sums[i / 16][i / 4 % 4][i % 4] = n.fuse_bias[8 * l.t + i / 4 % 4 * 2 + i % 2];
-        load_stream_tile(planes, arg.input, t, arg.h, arg.w, 0);
+        load_stream_tile(planes, arg.input, tile(), arg.h, arg.w, 0);
         barrier();
-        stream_fuse<BACK>(sums, arg, n, planes, t, 0);
+        stream_fuse<BACK>(sums, arg, n, planes, tile(), 0);
         barrier();
-        load_stream_tile(planes, arg.input, t, arg.h, arg.w, 1);
+        load_stream_tile(planes, arg.input, tile(), arg.h, arg.w, 1);
         barrier();
-        stream_fuse<BACK>(sums, arg, n, planes, t, 1);
+        stream_fuse<BACK>(sums, arg, n, planes, tile(), 1);
         UNROLL
         for (int i = 0; i < 8 * STREAM_TIMES; i++) {
             const float* s = sums[i / 8][i % 4] + i / 4 % 2 * 2;
             t_pieces[i / 8][i / 4 % 2].word[i % 4] = pack_half(s[0], s[1]);
         }
+        Tile t = tile();
         UNROLL
         for (int i = 0; i < 2 * STREAM_TIMES && BACK; i++) {
             StreamPixel p = stream_pixel((i / 2 * 8 + l.warp) * 16 + i % 2 * 8 + l.group, t, arg.h, arg.w);
@@ -432,14 +438,16 @@ DEVICE void stream_tile(const StreamBlockArguments& arg, Wide* planes, const Str
         }
     }
     u32 d[2][2][4];
-    if (BACK) load_stream_gradients(d, arg, n, t);
+    if (BACK) load_stream_gradients(d, arg, n, tile());
     float sums[2][4][4];
     UNROLL
     for (int i = 0; i < 32 && !BACK; i++) sums[i / 16][i / 4 % 4][i % 4] = n.out_bias[thread_anew() % 4 * 8 + i / 4 % 4 * 2 + i % 2];
     ROLLED
-    for (int chunk = 0; chunk < STREAM_FEATURES / 8; chunk++) {
+    for (int number = 0; number < STREAM_FEATURES / 8; number++) {
+        // anew, or the compiler keeps an address for everything that it is an index of
+        const int chunk = anew(number);
         barrier();
-        stream_hidden<BACK>(planes, t_pieces, arg, n, t, chunk);
+        stream_hidden<BACK>(planes, t_pieces, arg, n, tile(), chunk);
         barrier();
         Lane l = lane_position(thread_anew());
         const Wide* from = planes + (l.warp / 2 * 4 + l.lane / 8) * STREAM_SIDE + l.warp % 2 * 8 + l.lane % 8;
@@ -452,12 +460,12 @@ DEVICE void stream_tile(const StreamBlockArguments& arg, Wide* planes, const Str
             warp_barrier();
             stream_gate(b, from, n, chunk, 2 + plane, l);
             if (BACK)
-                stream_gate_back(a, b, d, arg, n, t, chunk, plane);
+                stream_gate_back(a, b, d, arg, n, tile(), chunk, plane);
             else
                 stream_out(sums, a, b, arg.limit, n.out[chunk], plane, l.lane);
         }
     }
-    if (!BACK) finish_stream(sums, arg, n, t);
+    if (!BACK) finish_stream(sums, arg, n, tile());
 }
 
 // Copies 16-byte pieces, all of which are loaded before the first is stored.
@@ -478,10 +486,10 @@ DEVICE void stream_tiles(const StreamBlockArguments& arg) {
     Wide* planes = (Wide*)shared_memory();
     Wide* weights = planes + 4 * STREAM_PLANE;
     copy_weights<sizeof(StreamWeights) / 16>(weights, (const Wide*)arg.packed);
-    // the sizes anew, or the compiler keeps what divisions by them share
-    for (int index = blockIdx.x; index < tile_count(arg.images, anew(arg.h), anew(arg.w)); index += gridDim.x) {
+    // the sizes anew, or their number has a register of its own
+    for (int index = blockIdx.x; index < tile_count(anew(arg.images), anew(arg.h), anew(arg.w)); index += gridDim.x) {
         barrier();
-        stream_tile<BACK>(arg, planes, *(const StreamWeights*)weights, tile_at(index, anew(arg.h), anew(arg.w)));
+        stream_tile<BACK>(arg, planes, *(const StreamWeights*)weights, index);
     }
 }
 KERNEL_CROWDED(stream_block, 2) { stream_tiles<false>(arg); }
