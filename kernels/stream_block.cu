@@ -408,17 +408,20 @@ DEVICE void finish_stream(const float (&sums)[2][4][4], const StreamBlockArgumen
     }
 }
 
+DEVICE int* stream_kept(Wide* planes) { return (int*)(planes + 4 * STREAM_PLANE - 1); }
 template <bool BACK>
 DEVICE void stream_tile(const StreamBlockArguments& arg, Wide* planes, const StreamWeights& n, int index) {
-    // where the tile is takes more registers than its number
-    auto tile = [&]() { return tile_at(anew(index), arg.h, arg.w); };
+    // forward the tile's number waits in the gap behind the last plane, because registers are short
+    int* kept = stream_kept(planes);
+    if (!BACK && thread_anew() == 0) *kept = index;
+    auto tile = [&]() { return tile_at(BACK ? anew(index) : *kept, arg.h, arg.w); };
     Wide t_pieces[STREAM_TIMES][2];
     {
         Lane l = lane_position(thread_anew());
         float sums[STREAM_TIMES][4][4];
         UNROLL
         for (int i = 0; i < 16 * STREAM_TIMES; i++) sums[i / 16][i / 4 % 4][i % 4] = n.fuse_bias[8 * l.t + i / 4 % 4 * 2 + i % 2];
-        load_stream_tile(planes, arg.input, tile(), arg.h, arg.w, 0);
+        load_stream_tile(planes, arg.input, tile_at(index, arg.h, arg.w), arg.h, arg.w, 0);
         barrier();
         stream_fuse<BACK>(sums, arg, n, planes, tile(), 0);
         barrier();
@@ -469,16 +472,16 @@ DEVICE void stream_tile(const StreamBlockArguments& arg, Wide* planes, const Str
 }
 
 // Copies 16-byte pieces, all of which are loaded before the first is stored.
-template <int PIECES>
+template <int COUNT>
 DEVICE void copy_weights(Wide* to, const Wide* from) {
-    const int rounds = (PIECES + 255) / 256;
+    const int rounds = (COUNT + 255) / 256;
     Wide loaded[rounds];
     UNROLL
     for (int i = 0; i < rounds; i++)
-        if (256 * i + threadIdx.x < (u32)PIECES) loaded[i] = from[256 * i + threadIdx.x];
+        if (256 * i + threadIdx.x < (u32)COUNT) loaded[i] = from[256 * i + threadIdx.x];
     UNROLL
     for (int i = 0; i < rounds; i++)
-        if (256 * i + threadIdx.x < (u32)PIECES) to[256 * i + threadIdx.x] = loaded[i];
+        if (256 * i + threadIdx.x < (u32)COUNT) to[256 * i + threadIdx.x] = loaded[i];
 }
 
 template <bool BACK>
@@ -487,7 +490,7 @@ DEVICE void stream_tiles(const StreamBlockArguments& arg) {
     Wide* weights = planes + 4 * STREAM_PLANE;
     copy_weights<sizeof(StreamWeights) / 16>(weights, (const Wide*)arg.packed);
     // the sizes anew, or their number has a register of its own
-    for (int index = blockIdx.x; index < tile_count(anew(arg.images), anew(arg.h), anew(arg.w)); index += gridDim.x) {
+    for (int index = blockIdx.x; index < tile_count(anew(arg.images), anew(arg.h), anew(arg.w)); index = (BACK ? index : *stream_kept(planes)) + gridDim.x) {
         barrier();
         stream_tile<BACK>(arg, planes, *(const StreamWeights*)weights, index);
     }
