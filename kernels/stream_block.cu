@@ -495,7 +495,13 @@ DEVICE void stream_tiles(const StreamBlockArguments& arg) {
         stream_tile<BACK>(arg, planes, *(const StreamWeights*)weights, index);
     }
 }
-KERNEL_CROWDED(stream_block, 2) { stream_tiles<false>(arg); }
+// A multiprocessor before sm_80 has shared memory for one block.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+#define STREAM_BLOCKS 1
+#else
+#define STREAM_BLOCKS 2
+#endif
+KERNEL_CROWDED(stream_block, STREAM_BLOCKS) { stream_tiles<false>(arg); }
 KERNEL_CROWDED(stream_block_back, 2) { stream_tiles<true>(arg); }
 
 // Copies a chunk of the gradients of gate's results on a tile and one pixel around it; 0 outside of the
