@@ -95,6 +95,22 @@
 #define MATRIX_POINTWISE_PIXELS 256
 // Sums of a warp of matrix_pointwise_weights for each lane: 32 x 64 weights and 64 biases.
 #define MATRIX_POINTWISE_SUMS 72
+// Features that stream_block.cu takes.
+#define STREAM_FEATURES 32
+// Bytes of shared memory of its hidden values: 32 channels with a border of one pixel. A
+// multiprocessor with 100 KiB must hold two blocks.
+#define STREAM_PLANES 21120
+// Bytes of its weights (struct StreamWeights): depthwise taps and biases with zeros after them,
+// fuse, proj and out as operands, their biases, gamma.
+#define STREAM_WEIGHTS 25024
+// The first part of them.
+#define STREAM_DEPTHWISE_WEIGHTS 7744
+// Bytes of proj and fuse as operands of the backward pass (struct StreamTurnedWeights), and the part
+// of fuse.
+#define STREAM_TURNED_WEIGHTS 12288
+#define STREAM_TURNED_FUSE 4096
+// Bytes of shared memory of 32 channels with a border of three pixels.
+#define STREAM_REACHED_PLANES 31104
 // Rows of the pixels that a block of the structural losses takes.
 #define PATCH_H 32
 // Columns of the pixels that a block of the structural losses takes.
@@ -1585,3 +1601,126 @@ struct MatrixPointwiseWeightsArguments {
 static_assert(sizeof(MatrixPointwiseWeightsArguments) == 128, "the layout that Rust writes");
 typedef MatrixPointwiseWeightsArguments matrix_pointwise_weights_arguments;
 enum { matrix_pointwise_weights_threads = 256 };
+
+// The parameters of a depthwise convolution.
+struct StreamDepthwise {
+    // `[channels][3][3]`
+    const float* weight;
+    // `[channels]`
+    const float* bias;
+};
+static_assert(sizeof(StreamDepthwise) == 16, "the layout that Rust writes");
+
+struct StreamBlockPackArguments {
+    // Of 32 channels.
+    StreamDepthwise near;
+    // Of 32 channels.
+    StreamDepthwise far;
+    // Of 128 channels.
+    StreamDepthwise gate;
+    // `[32][64]`
+    const float* fuse;
+    const float* fuse_bias;
+    // `[128][32]`
+    const float* proj;
+    const float* proj_bias;
+    // `[32][64]`
+    const float* out;
+    const float* out_bias;
+    // `[32]`
+    const float* gamma;
+    // STREAM_WEIGHTS bytes; for the backward pass STREAM_TURNED_WEIGHTS more.
+    act* packed;
+    // 1: for the backward pass.
+    int back;
+    int reserved;
+};
+static_assert(sizeof(StreamBlockPackArguments) == 120, "the layout that Rust writes");
+typedef StreamBlockPackArguments stream_block_pack_arguments;
+enum { stream_block_pack_threads = 256 };
+
+struct StreamBlockArguments {
+    // `[images][h][w][32]`
+    const act* input;
+    // The same shape; backward only, as everything but `output`.
+    const act* d_output;
+    // What the packing kernel made of the parameters.
+    const act* packed;
+    // `[images][h][w][32]`; forward only.
+    act* output;
+    // `[images][h][w][64]`
+    act* both;
+    // `[images][h][w][32]`
+    act* t;
+    // `[images][h][w][128]`
+    act* p;
+    // `[images][h][w][64]`
+    act* m;
+    // `[images][h][w][128]`: the gradient of gate's results.
+    act* d_gate;
+    int images;
+    int h;
+    int w;
+    // The largest magnitude of a product.
+    float limit;
+};
+static_assert(sizeof(StreamBlockArguments) == 88, "the layout that Rust writes");
+typedef StreamBlockArguments stream_block_arguments;
+enum { stream_block_threads = 256 };
+typedef StreamBlockArguments stream_block_back_arguments;
+enum { stream_block_back_threads = 256 };
+
+struct StreamBlockProjBackArguments {
+    // As in StreamBlockArguments, of the backward pass.
+    const act* packed;
+    // `[images][h][w][128]`: the gradient of gate's results.
+    const act* d_gate;
+    // `[images][h][w][128]`
+    act* d_p;
+    // `[images][h][w][32]`
+    act* d_t;
+    int images;
+    int h;
+    int w;
+    int reserved;
+};
+static_assert(sizeof(StreamBlockProjBackArguments) == 48, "the layout that Rust writes");
+typedef StreamBlockProjBackArguments stream_block_proj_back_arguments;
+enum { stream_block_proj_back_threads = 256 };
+
+struct StreamBlockInputBackArguments {
+    // As in StreamBlockArguments, of the backward pass.
+    const act* packed;
+    // `[images][h][w][32]`
+    const act* d_t;
+    // `[images][h][w][32]`
+    const act* d_output;
+    // `[images][h][w][64]`
+    act* d_both;
+    // `[images][h][w][32]`
+    act* d_input;
+    int images;
+    int h;
+    int w;
+    int reserved;
+};
+static_assert(sizeof(StreamBlockInputBackArguments) == 56, "the layout that Rust writes");
+typedef StreamBlockInputBackArguments stream_block_input_back_arguments;
+enum { stream_block_input_back_threads = 256 };
+
+struct StreamBlockGradientsArguments {
+    // `[32][64]`, then `[32]`: the sums for the gradients of out's weights and biases, as if gamma
+    // were 1.
+    const float* sums;
+    // `[32][64]`, out's.
+    const float* weight;
+    const float* bias;
+    const float* gamma;
+    // Of the weights, then of the biases.
+    float* d_out;
+    float* d_gamma;
+    const DeviceScalars* scalars;
+};
+static_assert(sizeof(StreamBlockGradientsArguments) == 56, "the layout that Rust writes");
+typedef StreamBlockGradientsArguments stream_block_gradients_arguments;
+enum { stream_block_gradients_threads = 256 };

@@ -24,27 +24,34 @@
 #define POINTWISE_SHARE 128
 static_assert(POINTWISE_SHARE * 16 == MATRIX_POINTWISE_SHARE, "the lowering reserves what the weights need");
 
-DEVICE float pointwise_function(const ChannelFunction& f, float z, int channel) {
-    return f.kind == FUNCTION_GELU ? EIGHTHS * gelu_half(z * (1 / EIGHTHS)) : quick_function(f, z, channel);
-}
-DEVICE float pointwise_slope(const ChannelFunction& f, float z, int channel) {
-    if (f.kind != FUNCTION_GELU) return quick_slope(f, z, channel);
+DEVICE float pointwise_gelu(float z) { return EIGHTHS * gelu_half(z * (1 / EIGHTHS)); }
+DEVICE float pointwise_gelu_slope(float z) {
     float value, slope;
     gelu_pair(z * (1 / EIGHTHS), value, slope);
     return slope;
 }
-// Applies a function to eight inputs from channel `channel` on, of which those from `end` on become
-// 0; if none exists they are 0 already. The words take turns in the first place: the code of the
-// functions exists once, and the piece stays in registers.
+// Applies a function, whose value at 0 is 0, to eight inputs from channel `channel` on, of which those
+// from `end` on become 0; if none exists they are 0 already. GELU takes all values at once, so that the
+// instructions of one do not wait for those of another; for the other functions the words take turns in
+// the first place, so that their code exists once and the piece stays in registers.
 DEVICE void activate_piece(Wide& piece, const ChannelFunction& f, int channel, int end) {
-    if (channel >= end || (f.kind == FUNCTION_NONE && channel + 8 <= end)) return;
+    if (channel >= end) return;
+    if (channel + 8 > end) {
+        UNROLL
+        for (int k = 0; k < 4; k++) piece.word[k] = channel + 2 * k + 1 < end ? piece.word[k] : channel + 2 * k < end ? piece.word[k] & 0xffffu : 0;
+    }
+    if (f.kind == FUNCTION_NONE) return;
+    if (f.kind == FUNCTION_GELU) {
+        UNROLL
+        for (int k = 0; k < 4; k++) piece.word[k] = pack_half(pointwise_gelu(low_half(piece.word[k])), pointwise_gelu(high_half(piece.word[k])));
+        return;
+    }
     ROLLED
     for (int c = channel; c < channel + 8; c += 2) {
-        float low = c < end ? pointwise_function(f, low_half(piece.word[0]), c) : 0.0f;
-        float high = c + 1 < end ? pointwise_function(f, high_half(piece.word[0]), c + 1) : 0.0f;
+        u32 word = piece.word[0];
         UNROLL
         for (int k = 0; k < 3; k++) piece.word[k] = piece.word[k + 1];
-        piece.word[3] = pack_half(low, high);
+        piece.word[3] = pack_half(quick_function(f, low_half(word), c), quick_function(f, high_half(word), c + 1));
     }
 }
 
@@ -158,15 +165,20 @@ DEVICE void multiply_pointwise(float (&sums)[2][4][4], const Wide (&a)[4], const
     }
 }
 // Multiplies eight gradients with the derivative of f at z. With `slopes`, which has a stride of 256,
-// they are added to the sums for PReLU's slopes.
+// they are added to the sums for PReLU's slopes. GELU takes all values at once, as in activate_piece.
 DEVICE void multiply_slopes(float (&v)[8], Wide z, const ChannelFunction& f, int channel, float* slopes) {
+    if (f.kind == FUNCTION_GELU) {
+        UNROLL
+        for (int k = 0; k < 8; k++) v[k] *= pointwise_gelu_slope(k % 2 ? high_half(z.word[k / 2]) : low_half(z.word[k / 2]));
+        return;
+    }
     ROLLED
     for (int k = 0; k < 8; k += 2) {
         float at[2] = {low_half(z.word[0]), high_half(z.word[0])}, d[2] = {v[0], v[1]};
         UNROLL
         for (int i = 0; i < 2; i++) {
             if (slopes) slopes[(k + i) * 256] += d[i] * (at[i] < 0.0f ? at[i] : 0.0f);
-            d[i] *= pointwise_slope(f, at[i], channel + k + i);
+            d[i] *= quick_slope(f, at[i], channel + k + i);
         }
         UNROLL
         for (int i = 0; i < 6; i++) v[i] = v[i + 2];

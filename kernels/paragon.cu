@@ -30,6 +30,7 @@ namespace plain_family {
 #include "plain_norm.cu"
 #include "plain_attention.cu"
 #include "matrix_attention.cu"
+#include "stream_block.cu"
 }  // namespace plain_family
 #include "optimizer.cu"
 #include "reduce.cu"

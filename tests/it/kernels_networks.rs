@@ -212,6 +212,8 @@ fn a_missing_barrier_is_noticed() {
                 | Op::TokenAttentionBack(_)
         )
     };
+    let stream: Chosen = |op| matches!(op, Op::StreamBlock(_) | Op::StreamBlockBack(_));
+    let streamed = network("stream", 2, &[]);
     // One window, with more tokens than a tile of keys has.
     let pro = network("pro", 2, &[("window_size", 17)]);
     let photo = network("photo", 2, &[("window_size", 17)]);
@@ -221,6 +223,7 @@ fn a_missing_barrier_is_noticed() {
         ("plain_norm.cu", &pro, norms, Precision::F32),
         ("plain_attention.cu", &pro, attention, Precision::F32),
         ("matrix_attention.cu", &photo, attention, Precision::Bf16),
+        ("stream_block.cu", &streamed, stream, Precision::Bf16),
     ] {
         let case = (spec(1, (17, 17), L1_ONLY, false), precision);
         let places = barriers(file);

@@ -126,6 +126,23 @@ constants! {
     /// Sums of a warp of matrix_pointwise_weights for each lane: 32 x 64 weights and 64 biases.
     MATRIX_POINTWISE_SUMS: usize = 72;
 
+    /// Features that stream_block.cu takes.
+    STREAM_FEATURES: usize = 32;
+    /// Bytes of shared memory of its hidden values: 32 channels with a border of one pixel. A
+    /// multiprocessor with 100 KiB must hold two blocks.
+    STREAM_PLANES: usize = 4 * ((TILE + 2) * (TILE + 2) + 6) * 16;
+    /// Bytes of its weights (struct StreamWeights): depthwise taps and biases with zeros after them,
+    /// fuse, proj and out as operands, their biases, gamma.
+    STREAM_WEIGHTS: usize = STREAM_DEPTHWISE_WEIGHTS + 32 * 128 * 4 + 224 * 4;
+    /// The first part of them.
+    STREAM_DEPTHWISE_WEIGHTS: usize = 2 * 193 * 16 + 2 * 196 * 4;
+    /// Bytes of proj and fuse as operands of the backward pass (struct StreamTurnedWeights), and the part
+    /// of fuse.
+    STREAM_TURNED_WEIGHTS: usize = 16 * 128 * 4 + STREAM_TURNED_FUSE;
+    STREAM_TURNED_FUSE: usize = 8 * 128 * 4;
+    /// Bytes of shared memory of 32 channels with a border of three pixels.
+    STREAM_REACHED_PLANES: usize = 4 * ((TILE + 6) * (TILE + 6) + 2) * 16;
+
     /// Rows of the pixels that a block of the structural losses takes.
     PATCH_H: usize = 32;
     /// Columns of the pixels that a block of the structural losses takes.

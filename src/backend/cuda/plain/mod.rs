@@ -7,7 +7,8 @@
 //! pixels are partial sums of at most [`most_sum_blocks`](super::limits::most_sum_blocks) blocks, which
 //! `reduce_sums` adds up right after the launch, so the workspace is free again for the next
 //! operation. An operation that is a composition (the block of Stream) calls the functions that the
-//! plain convolutions are lowered with. Dense 3x3 and 1x1 convolutions in half precision have kernels for tensor cores (`matrix_conv.rs`).
+//! plain convolutions are lowered with. Dense 3x3 and 1x1 convolutions and the block of Stream in half
+//! precision have kernels for tensor cores (`matrix_conv.rs`, `stream_matrix.rs`).
 //! kernels/plain.cuh says how such a kernel is written.
 
 mod attention;
@@ -18,6 +19,8 @@ mod matrix_signatures;
 pub(super) mod norm;
 mod signatures;
 mod stream;
+mod stream_matrix;
+mod stream_signatures;
 mod values;
 
 use super::arguments::{Act, Address};
@@ -36,7 +39,7 @@ use signatures::{ChannelFunction, Place, View};
 /// The C text of the plain kernels' arguments, for the generated header.
 #[cfg(test)]
 pub(super) fn c_text() -> String {
-    signatures::c_text() + &matrix_signatures::c_text()
+    signatures::c_text() + &matrix_signatures::c_text() + &stream_signatures::c_text()
 }
 
 /// Bytes that buffers inside a workspace are aligned to.

@@ -1,5 +1,6 @@
 //! The block of Stream, and its gradients, as a composition of plain kernels over a workspace: the
-//! values that the CPU keeps in rows exist here for all pixels at once.
+//! values that the CPU keeps in rows exist here for all pixels at once. Where [`stream_matrix`] serves a
+//! block, its forward pass and its data gradients are kernels of their own.
 
 use super::super::arguments::{Act, Address};
 use super::super::launch::Shape;
@@ -12,6 +13,7 @@ use super::signatures::{
     PLAIN_GATE, PLAIN_GATE_BACK, PLAIN_SUM, PLAIN_SUM_BACK, PlainGateArguments,
     PlainGateBackArguments, PlainSumArguments, PlainSumBackArguments, View,
 };
+use super::stream_matrix::{self, Kept};
 use super::{
     ALIGNMENT, NO_FUNCTION, NO_VIEW, SumSpace, channel_sum_bytes, piece_blocks, place, sum_bytes,
     view,
@@ -20,7 +22,7 @@ use crate::plan::{BufferId, CHANNEL_GROUP, ParamRange, Precision, StreamBlock, S
 use anyhow::{Result, ensure};
 
 /// The largest magnitude of the gate's product: that of fp16.
-const LIMIT: f32 = 65504.0;
+pub(super) const LIMIT: f32 = 65504.0;
 
 /// The convolutions of a block: both depthwise ones of the input, `fuse`, `proj`, `gate`, `out`.
 struct BlockShapes {
@@ -78,6 +80,14 @@ impl BlockShapes {
     }
 }
 
+/// Bytes of the packed weights of a pass.
+fn packed_bytes(o: &StreamBlock, precision: Precision, back: bool) -> usize {
+    if stream_matrix::serves(o, precision) {
+        return stream_matrix::packed_bytes(back);
+    }
+    BlockShapes::new(o, precision).packed_bytes(back)
+}
+
 /// The values of a block in its workspace. Letters as in the operation's formula: `both` the two
 /// depthwise results side by side, `t` after fuse, `p` after proj, `g` after gate, `m` their
 /// product, `o` after out.
@@ -97,43 +107,44 @@ fn value_bytes(o: &StreamBlock, channels: usize, precision: Precision) -> usize 
     (o.extent.pixels() * channels * precision.bytes() as usize).next_multiple_of(ALIGNMENT)
 }
 
-/// Bytes of all values: those of the forward pass alone take the place of values that are not read
-/// again.
+/// Channels of the values in the workspace, in the order of [`BlockValues`]: those of the forward pass
+/// alone take the place of values that are not read again, or exist in the kernel alone, as `o` does in
+/// the backward pass.
+fn channels(o: &StreamBlock, precision: Precision, kept: bool) -> &'static [usize] {
+    match (kept, stream_matrix::serves(o, precision)) {
+        (false, true) => &[],
+        (false, false) => &[2, 1, 4, 4],
+        (true, true) => &[2, 1, 4, 4, 2],
+        (true, false) => &[2, 1, 4, 4, 2, 1],
+    }
+}
+
+/// Bytes of all values.
 fn values_bytes(o: &StreamBlock, precision: Precision, kept: bool) -> usize {
-    let f = o.features;
-    let channels: &[usize] = if kept {
-        &[2 * f, f, 4 * f, 4 * f, 2 * f, f]
-    } else {
-        &[2 * f, f, 4 * f, 4 * f]
-    };
-    let bytes = channels.iter().map(|&c| value_bytes(o, c, precision));
+    let bytes = channels(o, precision, kept)
+        .iter()
+        .map(|&c| value_bytes(o, c * o.features, precision));
     bytes.sum()
 }
 
 impl BlockValues {
     fn new(l: &Lowering<'_>, o: &StreamBlock, workspace: BufferId, kept: bool) -> Result<Self> {
-        let (f, mut at) = (o.features, 0);
-        let mut take = |channels: usize| {
-            let v = view(l.activations_at(workspace, at), channels);
-            at += value_bytes(o, channels, l.plan.precision);
-            v
-        };
-        let (both, t) = (take(2 * f)?, take(f)?);
-        let (p, g) = (take(4 * f)?, take(4 * f)?);
-        let (m, o) = if kept {
-            (take(2 * f)?, take(f)?)
-        } else {
-            (both, t)
-        };
-        let packed = l.activations_at(workspace, at);
+        let (precision, mut at) = (l.plan.precision, 0);
+        let mut views = Vec::new();
+        for &c in channels(o, precision, kept) {
+            views.push(view(l.activations_at(workspace, at), c * o.features)?);
+            at += value_bytes(o, c * o.features, precision);
+        }
+        let number = |i: usize| views.get(i).copied();
+        let (both, t) = (number(0).unwrap_or(NO_VIEW), number(1).unwrap_or(NO_VIEW));
         Ok(BlockValues {
             both,
             t,
-            p,
-            g,
-            m,
-            o,
-            packed,
+            p: number(2).unwrap_or(NO_VIEW),
+            g: number(3).unwrap_or(NO_VIEW),
+            m: number(4).unwrap_or(both),
+            o: number(5).unwrap_or(t),
+            packed: l.activations_at(workspace, at),
         })
     }
 }
@@ -223,13 +234,16 @@ impl CudaOperation for StreamBlock {
     }
 
     fn workspace(&self, precision: Precision) -> u64 {
-        let packed = BlockShapes::new(self, precision).packed_bytes(false);
-        (values_bytes(self, precision, false) + packed) as u64
+        let bytes = values_bytes(self, precision, false) + packed_bytes(self, precision, false);
+        bytes as u64
     }
 
     fn lower(&self, l: &mut Lowering<'_>) -> Result<()> {
         let workspace = l.workspace(self.workspace)?;
         let v = BlockValues::new(l, self, workspace, false)?;
+        if stream_matrix::serves(self, l.plan.precision) {
+            return stream_matrix::forward(l, self, v.packed);
+        }
         recompute(l, self, &v)?;
         let (x, output) = (l.activations(self.input), l.activations(self.output));
         sum(l, self, (x, v.o.values), Some(self.params.gamma), output)
@@ -238,13 +252,27 @@ impl CudaOperation for StreamBlock {
 
 /// Where the sums of the backward pass begin in its workspace, bytes.
 fn sums_at(o: &StreamBlock, precision: Precision) -> usize {
-    let packed = BlockShapes::new(o, precision).packed_bytes(true);
-    values_bytes(o, precision, true) + packed
+    values_bytes(o, precision, true) + packed_bytes(o, precision, true)
 }
 
 /// Blocks that sum the gradient of gamma.
 fn gamma_blocks(o: &StreamBlock, precision: Precision) -> usize {
     piece_blocks(o.extent, o.features, precision, true)
+}
+
+/// Lowers the sums over pixels for the gradients of a convolution's weights and biases.
+fn sum_weights(
+    l: &mut Lowering<'_>,
+    c: &ConvShape,
+    (input, d_output): (View, View),
+    to: Finish,
+    space: &mut SumSpace,
+) -> Result<()> {
+    let start = space.at;
+    let sums = weight_sums(l, c, (input, NO_FUNCTION), d_output, space)?;
+    space.finish(l, &[(sums, to)])?;
+    space.reuse(start);
+    Ok(())
 }
 
 /// Lowers the gradients of one convolution, with its input's gradient at `d_input`, which may be
@@ -257,12 +285,9 @@ fn conv_back(
     (d_input, add): (View, bool),
     (v, space): (&BlockValues, &mut SumSpace),
 ) -> Result<()> {
-    let start = space.at;
-    let sums = weight_sums(l, c, (input, NO_FUNCTION), d_output, space)?;
     let first = reduce::contiguous(&ranges)?;
     let to = Finish::Gradients(l.gradient(op.gradients, first));
-    space.finish(l, &[(sums, to)])?;
-    space.reuse(start);
+    sum_weights(l, c, (input, d_output), to, space)?;
     let gradient = InputGradient {
         z: NO_VIEW,
         function: NO_FUNCTION,
@@ -323,6 +348,58 @@ fn gate_back(l: &mut Lowering<'_>, o: &StreamBlock, v: &BlockValues) -> Result<(
     l.launch(&PLAIN_GATE_BACK, Shape::of(blocks, 0), arguments)
 }
 
+/// Where out's sums over pixels are as f32 in the workspace of a block that [`stream_matrix`] serves, bytes;
+/// the partial sums of other convolutions follow.
+fn out_sums_bytes(o: &StreamBlock, precision: Precision) -> usize {
+    if !stream_matrix::serves(o, precision) {
+        return 0;
+    }
+    (4 * BlockShapes::new(o, precision).out.sum_count()).next_multiple_of(ALIGNMENT)
+}
+
+/// Lowers a backward pass whose data gradients are kernels of their own.
+fn back_at_once(
+    l: &mut Lowering<'_>,
+    op: &StreamBlockBack,
+    v: &BlockValues,
+    space: &mut SumSpace,
+) -> Result<()> {
+    let (f, s) = (&op.forward, BlockShapes::new(&op.forward, l.plan.precision));
+    let kept = Kept {
+        both: v.both.values,
+        t: v.t.values,
+        p: v.p.values,
+        m: v.m.values,
+        d_gate: v.g.values,
+        packed: v.packed,
+    };
+    stream_matrix::recompute(l, op, &kept)?;
+    let (x, d_output) = (
+        view(l.activations(f.input), f.features)?,
+        view(l.activations(op.d_output), f.features)?,
+    );
+    let values = l.gradient(space.workspace, space.at / 4);
+    let sums_at = space.at;
+    space.reuse(sums_at + out_sums_bytes(f, l.plan.precision));
+    sum_weights(l, &s.out, (v.m, d_output), Finish::Values(values), space)?;
+    if space.slice.last {
+        stream_matrix::out_gradients(l, op, values)?;
+    }
+    let mut sums = |l: &mut Lowering<'_>, c, ranges: [ParamRange; 2], views| {
+        let to = Finish::Gradients(l.gradient(op.gradients, reduce::contiguous(&ranges)?));
+        sum_weights(l, c, views, to, space)
+    };
+    sums(l, &s.gate, f.params.gate, (v.p, v.g))?;
+    stream_matrix::proj_back(l, op, &kept)?;
+    let d_t = view(kept.m, f.features)?;
+    sums(l, &s.proj, f.params.proj, (v.t, v.p))?;
+    sums(l, &s.fuse, f.params.fuse, (v.both, d_t))?;
+    stream_matrix::input_back(l, op, &kept)?;
+    sums(l, &s.near, f.params.dw1, (x, v.both))?;
+    let far = channels_from(v.both, f.features)?;
+    sums(l, &s.far, f.params.dw3, (x, far))
+}
+
 impl CudaOperation for StreamBlockBack {
     fn check(&self) -> Result<()> {
         self.forward.check()
@@ -333,7 +410,8 @@ impl CudaOperation for StreamBlockBack {
         let gamma = sum_bytes(f.features, gamma_blocks(f, precision));
         let shapes = BlockShapes::new(f, precision);
         let sums = shapes.all().map(ConvShape::sum_bytes).into_iter().max();
-        (sums_at(f, precision) + sums.unwrap_or(0).max(gamma)) as u64
+        let sums = sums.unwrap_or(0).max(gamma) + out_sums_bytes(f, precision);
+        (sums_at(f, precision) + sums) as u64
     }
 
     fn carry(&self) -> u64 {
@@ -347,6 +425,9 @@ impl CudaOperation for StreamBlockBack {
         let workspace = l.workspace(self.workspace)?;
         let v = BlockValues::new(l, f, workspace, true)?;
         let mut space = SumSpace::new(workspace, sums_at(f, precision), self.slice);
+        if stream_matrix::serves(f, precision) {
+            return back_at_once(l, self, &v, &mut space);
+        }
         recompute(l, f, &v)?;
         // each gradient takes the place of its value, which nothing reads any more
         gamma_back(l, self, &v, &mut space)?;
