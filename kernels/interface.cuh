@@ -371,6 +371,8 @@ struct NanoBlockArguments {
 static_assert(sizeof(NanoBlockArguments) == 88, "the layout that Rust writes");
 typedef NanoBlockArguments nano_block_arguments;
 enum { nano_block_threads = 256 };
+typedef NanoBlockArguments nano_block_plain_arguments;
+enum { nano_block_plain_threads = 256 };
 
 struct NanoBlockBackArguments {
     NanoParameters parameters;
@@ -391,6 +393,8 @@ struct NanoBlockBackArguments {
 static_assert(sizeof(NanoBlockBackArguments) == 104, "the layout that Rust writes");
 typedef NanoBlockBackArguments nano_block_back_arguments;
 enum { nano_block_back_threads = 256 };
+typedef NanoBlockBackArguments nano_block_back_plain_arguments;
+enum { nano_block_back_plain_threads = 256 };
 
 // The two convolutions of the reconstruction and its gain.
 struct ReconstructParameters {

@@ -45,14 +45,15 @@ class Card(typing.NamedTuple):
     f64: float  # clocks of an f64 instruction of a warp on a quarter; one unit of an RTX 3060's multiprocessor serves all four
     convert: float  # the same of a conversion from or to f64
     loads: tuple  # clocks of loads, in turns: their shares come from the cache and from memory
+    depthwise: str  # the unit that computes the depthwise step of a Nano block, as the program chooses it
 
 
 # The sources: CUDA programming guide (results a clock and multiprocessor), published microbenchmarks of mma.sync on Hopper (62 % of the
 # rate of wgmma) and of cache latencies. GeForce cards multiply halves with f32 sums at half rate. An H200's cache holds most of what the
 # kernel before has written; an RTX 3060's holds 3 MiB.
 CARDS = {
-    90: Card("H200", 132, 1.75, 4.3e12, 6.4, 2, 8, (300, 300, 300, 650)),
-    86: Card("RTX 3060", 28, 1.78, 0.36e12, 32, 64, 64, (470, 470, 470, 220)),
+    90: Card("H200", 132, 1.75, 4.3e12, 6.4, 2, 8, (300, 300, 300, 650), "tensor"),
+    86: Card("RTX 3060", 28, 1.78, 0.36e12, 32, 64, 64, (470, 470, 470, 220), "plain"),
 }
 # Microseconds between two launches of a graph.
 PAUSE = 1.2
@@ -95,6 +96,7 @@ class Kernel(typing.NamedTuple):
     before: typing.Callable = no_tiles
     edges: bool = False
     beside: bool = False  # runs beside others
+    depthwise: typing.Optional[str] = None  # the unit that the kernel is for, if there is one for each
     words: bool = False  # 4-byte loads of a warp touch eight sectors of 32 bytes instead of four
     losses: tuple = ("l1", "ssim")
 
@@ -103,7 +105,8 @@ KERNELS = [
     Kernel("set_scalars", "", 1, 16, 1, 64, 1),
     Kernel("fold_conv", "", 8, 6, 54, 5e5, 1, before=lambda w: [3, 3, 1, 0, 0, 0, 0], beside=True),
     Kernel("conv_rgb", "conv_in", 8, 4, None, 44 * LQ, 1, lambda w: []),
-    Kernel("nano_block", "", 8, 3, None, 64 * LQ, 3, lambda w: [2], words=True),
+    Kernel("nano_block", "", 8, 3, None, 64 * LQ, 3, lambda w: [2], depthwise="tensor", words=True),
+    Kernel("nano_block_plain", "", 8, 3, None, 64 * LQ, 3, lambda w: [2], depthwise="plain", words=True),
     Kernel("conv", "conv_mid", 8, 3, None, 64 * LQ, 1, lambda w: []),
     Kernel("reconstruct_x2", "", 8, 2, 256, 104 * LQ, 1, lambda w, t: [2, 1] + edges(w, t), edges=True),
     # With a structural loss the pixel losses have a kernel of their own, and the rest reads and writes the prediction's gradient. Eight
@@ -125,7 +128,8 @@ KERNELS = [
     Kernel("conv_gradients", "conv_mid", 8, 2, 256, 96 * LQ, 1, lambda w: []),
     # The left columns of a block's first tile; then that tile's passes of five or four iterations and of one iteration, counted as two
     # passes of three, and the single pass of every other tile.
-    Kernel("nano_block_back", "", 8, 2, 256, 96 * LQ, 3, lambda w: [(w // 4 + (w == 4), 0), (2, 1), (3, 5 - w // 4), 4, 2], words=True),
+    Kernel("nano_block_back", "", 8, 2, 256, 96 * LQ, 3, lambda w: [(w // 4 + (w == 4), 0), (2, 1), (3, 5 - w // 4), 4, 2], depthwise="tensor", words=True),
+    Kernel("nano_block_back_plain", "", 8, 2, 256, 96 * LQ, 3, lambda w: [(w // 4 + (w == 4), 0), (2, 1), (3, 5 - w // 4), 4, 2], depthwise="plain", words=True),
     Kernel("conv_rgb_weights", "conv_in", 8, 4, 256, 44 * LQ, 1, lambda w: []),
     Kernel("reduce_sums", "", 8, 6, 220, PARTIALS * 220 / 651, 1, before=lambda w: [3, 0, 0, 0, 0, 4, 0, 0]),
     Kernel("gradient_squares", "", 8, 6, -(-PARAMETERS // 1024), 4 * PARAMETERS, 1, before=lambda w: [0, 1]),

@@ -7,7 +7,9 @@ use crate::{kernels_common, network_common, reference};
 use kernels_common::{Host, ORDERS, Order, SCALARS, compile, from_activations, to_activations};
 use network_common::{Twin, bytes, options, spec};
 use paragon::backend::cpu::{CpuBackend, Isa};
-use paragon::backend::cuda::{CudaSizing, Launch, Order as LaunchOrder, lower_range};
+use paragon::backend::cuda::{
+    CudaSizing, Depthwise, Launch, Order as LaunchOrder, lower_range, lower_range_for,
+};
 use paragon::backend::selftest::{SharedBuffer, shared_buffers, stores_halves};
 use paragon::backend::{Backend, Scalars, write_floats};
 use paragon::model::{Network, Param, Recompute, StepSpec, training_plan};
@@ -17,6 +19,15 @@ use reference::golden::relative_error;
 use std::path::Path;
 
 pub const PRECISIONS: [Precision; 3] = [Precision::F32, Precision::Bf16, Precision::Fp16];
+
+/// Every precision with the units that compute the depthwise step of its Nano blocks.
+const UNITS: [(Precision, Depthwise); 5] = [
+    (Precision::F32, Depthwise::Tensor),
+    (Precision::Bf16, Depthwise::Tensor),
+    (Precision::Bf16, Depthwise::Plain),
+    (Precision::Fp16, Depthwise::Tensor),
+    (Precision::Fp16, Depthwise::Plain),
+];
 
 fn read(cpu: &mut CpuBackend, id: BufferId) -> Vec<u8> {
     let mut bytes = vec![0; cpu.plan().buffer(id).bytes as usize];
@@ -57,10 +68,24 @@ fn compare(
 
 /// The same for a given network with its parameters, and a given optimizer.
 pub fn compare_network(
-    (net, params): (&Network, &[f32]),
+    network: (&Network, &[f32]),
     case: Case<'_>,
     optimizer: OptimizerKind,
     precision: Precision,
+    orders: &[Order],
+    sanitize: bool,
+    chosen: impl Fn(&Op) -> bool,
+) {
+    let unit = (precision, Depthwise::Tensor);
+    compare_on(network, case, optimizer, unit, orders, sanitize, chosen);
+}
+
+/// The same with a given unit for the depthwise step.
+fn compare_on(
+    (net, params): (&Network, &[f32]),
+    case: Case<'_>,
+    optimizer: OptimizerKind,
+    (precision, depthwise): (Precision, Depthwise),
     orders: &[Order],
     sanitize: bool,
     chosen: impl Fn(&Op) -> bool,
@@ -179,10 +204,10 @@ pub fn compare_network(
                 continue;
             }
             let what = format!(
-                "{precision} x{scale} {batch} x {h} x {w} {losses:?} {recompute}: operation {at} ({})",
+                "{precision} ({depthwise:?}) x{scale} {batch} x {h} x {w} {losses:?} {recompute}: operation {at} ({})",
                 op.label()
             );
-            let launches = lower_range(&plan, at..at + 1).unwrap();
+            let launches = lower_range_for(&plan, at..at + 1, depthwise).unwrap();
             for host in &mut hosts {
                 host.run(&scalars, &launches)
                     .unwrap_or_else(|e| panic!("{what}, {:?}: {e}", host.order));
@@ -315,7 +340,25 @@ fn convolutions() {
 
 #[test]
 fn nano_block() {
-    all_cases(|op| matches!(op, Op::NanoBlock(_) | Op::NanoBlockBack(_)));
+    let chosen = |op: &Op| matches!(op, Op::NanoBlock(_) | Op::NanoBlockBack(_));
+    all_cases(chosen);
+    for unit in UNITS.into_iter().filter(|unit| unit.1 == Depthwise::Plain) {
+        let run = |case: Case<'_>, orders: &[Order], sanitize| {
+            let twin = Twin::new(case.0, 11);
+            let network = (&twin.net, &twin.params[..]);
+            compare_on(
+                network,
+                case,
+                OptimizerKind::AdamW,
+                unit,
+                orders,
+                sanitize,
+                chosen,
+            );
+        };
+        CASES.into_iter().for_each(|case| run(case, &ORDERS, false));
+        run(CASES[1], &[Order::Forward], true);
+    }
 }
 
 #[test]
@@ -382,7 +425,7 @@ fn a_small_gain_keeps_its_bits_in_fp16() {
 #[test]
 fn tiles_of_a_block_share_their_halos() {
     let twin = Twin::new(2, 11);
-    for precision in PRECISIONS {
+    for (precision, depthwise) in UNITS {
         let Some(program) = compile(precision, false) else {
             return;
         };
@@ -418,14 +461,18 @@ fn tiles_of_a_block_share_their_halos() {
             }
             // Zeros take the place of the sums of thread blocks that do not run.
             host.bytes(block.workspace.unwrap()).fill(0);
-            let mut launches = lower_range(&plan, at..at + 1).unwrap();
+            let mut launches = lower_range_for(&plan, at..at + 1, depthwise).unwrap();
             // There are 2 x 3 x 5 tiles.
             if let Some(blocks) = blocks {
                 launches[0].grid[0] = blocks;
                 let tiles = 30u32.div_ceil(blocks) as i32;
                 launches[0].arguments.set_int("tiles", tiles).unwrap();
             }
-            assert_eq!(launches[0].kernel, "nano_block_back");
+            let kernels = ["nano_block_back", "nano_block_back_plain"];
+            assert_eq!(
+                launches[0].kernel,
+                kernels[usize::from(depthwise == Depthwise::Plain)]
+            );
             host.run(&scalars, &launches).unwrap();
             (
                 host.bytes(block.d_input).to_vec(),
@@ -845,6 +892,15 @@ fn a_missing_barrier_is_noticed() {
         ("structural.cu", &both[1..], losses),
     ];
     let mut unnoticed = Vec::new();
+    // the kernels of both units have the same barriers, and each must need them all
+    let twin = Twin::new(2, 11);
+    let case = (spec(1, (17, 33), L1_ONLY, false), Precision::Bf16);
+    let (net, places) = ((&twin.net, &twin.params[..]), barriers("nano_mma.cuh"));
+    let Some(blind) = unnoticed_barriers_on(Depthwise::Plain, net, case, block, &places, true)
+    else {
+        return;
+    };
+    unnoticed.extend(blind);
     for (file, precisions, chosen) in files {
         let mut places = barriers(file);
         for &precision in precisions {
@@ -886,6 +942,18 @@ pub fn barriers(file: &str) -> Vec<String> {
 /// The barriers at `places` without which every order of lanes gives the same result as with them.
 /// `few_blocks`: only a few thread blocks run, each over several tiles.
 pub fn unnoticed_barriers(
+    network: (&Network, &[f32]),
+    case: (StepSpec, Precision),
+    chosen: fn(&Op) -> bool,
+    places: &[String],
+    few_blocks: bool,
+) -> Option<Vec<String>> {
+    unnoticed_barriers_on(Depthwise::Tensor, network, case, chosen, places, few_blocks)
+}
+
+/// The same with a given unit for the depthwise step.
+fn unnoticed_barriers_on(
+    depthwise: Depthwise,
     (net, params): (&Network, &[f32]),
     (spec, precision): (StepSpec, Precision),
     chosen: fn(&Op) -> bool,
@@ -945,7 +1013,8 @@ pub fn unnoticed_barriers(
         kinds.push(key);
         // a pixel loss that Reconstruct computes belongs to it
         let both = plan.fusion(at).is_some_and(|fusion| fusion.absorbed);
-        let mut launches = lower_range(&plan, at..at + 1 + usize::from(both)).unwrap();
+        let range = at..at + 1 + usize::from(both);
+        let mut launches = lower_range_for(&plan, range, depthwise).unwrap();
         if few_blocks {
             run_on_few_blocks(&mut launches);
         }
@@ -1003,7 +1072,7 @@ pub fn run_on_few_blocks(launches: &mut [Launch]) {
         {
             let blocks = launch.grid[0];
             launch.grid[0] = blocks.min(2);
-            if launch.kernel == "nano_block_back" {
+            if launch.kernel.starts_with("nano_block_back") {
                 let tiles = launch.arguments.int("tiles").unwrap() as u32 * blocks;
                 let tiles = tiles.div_ceil(launch.grid[0]) as i32;
                 launch.arguments.set_int("tiles", tiles).unwrap();

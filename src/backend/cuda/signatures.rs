@@ -218,6 +218,8 @@ c_structs! {
     }
     kernels {
         NANO_BLOCK = nano_block [BLOCK_THREADS, BLOCK_THREADS];
+        /// Half precision only: the depthwise step by multiply-adds.
+        NANO_BLOCK_PLAIN = nano_block_plain [BLOCK_THREADS, BLOCK_THREADS];
     }
 
     struct NanoBlockBackArguments {
@@ -238,6 +240,8 @@ c_structs! {
     }
     kernels {
         NANO_BLOCK_BACK = nano_block_back [BLOCK_THREADS, BLOCK_THREADS];
+        /// Half precision only: the depthwise step and its data gradient by multiply-adds.
+        NANO_BLOCK_BACK_PLAIN = nano_block_back_plain [BLOCK_THREADS, BLOCK_THREADS];
     }
 
     /// The two convolutions of the reconstruction and its gain.
