@@ -437,9 +437,9 @@ enum { fold_conv_threads = 256 };
 
 struct UnfoldGradientsArguments {
     // `[units][INTERIOR_SUMS]`
-    const double* interior;
+    const TwoFloats* interior;
     // `[units][4][EDGE_SUMS]`
-    const double* edges;
+    const TwoFloats* edges;
     ReconstructParameters parameters;
     // As fold_conv made it.
     const float* folded;
@@ -709,9 +709,13 @@ struct SumJob {
     // `[blocks]` of a loss; else null.
     const double* loss_partials;
     // `[count]`: totals of the slices before, which are added; or null.
-    const double* before;
-    // `[count]` (`[1]` of a loss): the totals or metrics that are written; or null.
-    double* totals;
+    const TwoFloats* before;
+    // `[count]`: the totals that are written; or null.
+    TwoFloats* totals;
+    // `[1]`: the sum of a loss over the slices before, which is added; or null.
+    const double* loss_before;
+    // `[1]`: the sum of a loss, or the metrics, that are written; or null.
+    double* loss_total;
     // `[count]`, and a Nano block's `[16]` of gamma after them; or null.
     float* gradients;
     // TO_NANO_BLOCK: the parameters that the gradients belong to; else null.
@@ -725,14 +729,14 @@ struct SumJob {
     // Where the job's own blocks end in the grid of reduce_sums.
     int end;
 };
-static_assert(sizeof(SumJob) == 64, "the layout that Rust writes");
+static_assert(sizeof(SumJob) == 80, "the layout that Rust writes");
 
 struct ReduceSumsArguments {
     const DeviceScalars* scalars;
     // The jobs' blocks follow one another in the grid; jobs of no block fill the rest.
     SumJob jobs[12];
 };
-static_assert(sizeof(ReduceSumsArguments) == 776, "the layout that Rust writes");
+static_assert(sizeof(ReduceSumsArguments) == 968, "the layout that Rust writes");
 typedef ReduceSumsArguments reduce_sums_arguments;
 enum { reduce_sums_threads = 256 };
 
@@ -1464,9 +1468,9 @@ enum { plain_token_attention_back_threads = 256 };
 
 struct PlainTokenGradientsArguments {
     // `[tokens][16]`
-    const double* d_keys;
+    const TwoFloats* d_keys;
     // `[channels][tokens]`
-    const double* d_values;
+    const TwoFloats* d_values;
     // `[tokens][channels]`
     const float* dictionary;
     // `[16][channels]`

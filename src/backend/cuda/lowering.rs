@@ -3,7 +3,7 @@
 //! families of operations are written on top of it.
 
 use super::arguments::{Act, Address, CStruct, Code, Element, Folded, Gradient, Kernel};
-use super::arguments::{Parameter, Partial};
+use super::arguments::{Parameter, Partial, Total};
 use super::launch::{Launch, Order, Shape};
 use super::signatures::{DeviceScalars, SumJob};
 use crate::plan::{BufferId, PlanData, Precision};
@@ -227,6 +227,11 @@ impl<'a> Lowering<'a> {
 
     /// f64 values from byte `bytes` of the buffer on.
     pub fn doubles_at(&self, buffer: BufferId, bytes: usize) -> Address<f64> {
+        self.at(buffer, bytes)
+    }
+
+    /// Totals over all blocks from byte `bytes` of the buffer on.
+    pub fn totals_at(&self, buffer: BufferId, bytes: usize) -> Address<Total> {
         self.at(buffer, bytes)
     }
 
