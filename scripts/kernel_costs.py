@@ -10,7 +10,7 @@ The step is Nano x2, LQ 128, batch 16 on one of CARDS. The thread blocks of a la
 multiprocessor starts its share of the blocks one after another, as many at once as fit. Where tiles at an edge of the image cost more, the
 multiprocessor with the most of them is simulated as well, because a launch ends with its slowest block. Machine code since Volta states
 for every instruction how long its warp pauses after it and which of six counters it waits for, so the waits of a warp are known. What is
-not in the code is in CARDS, LATENCY and Op: clocks of tensor cores, f64 units and special functions, and the latency of loads, of which a
+not in the code is in CARDS, LATENCY and Op (also which of two kernels the program launches on the card): clocks of tensor cores, f64 units and special functions, and the latency of loads, of which a
 card's share comes from its cache. Loops run as often as KERNELS says; branches for other losses and the slow paths of divisions are not
 taken. Kernels that run beside others are listed and not added; every launch of the others costs a pause. The model leaves out bank conflicts of
 shared memory, the instruction cache, and queues in front of memory (the bytes are printed as a bound, and a launch takes at least as long).
@@ -461,6 +461,8 @@ def main():
     count = 0
     for kernel in KERNELS:
         if args.kernel not in (None, kernel.name) or args.loss not in kernel.losses:
+            continue
+        if args.kernel is None and kernel.depthwise not in (None, card.depthwise):
             continue
         ops, labels = code[kernel.name]
         if kernel.words:

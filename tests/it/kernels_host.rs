@@ -507,6 +507,67 @@ fn tiles_of_a_block_share_their_halos() {
     }
 }
 
+/// Partial sums that nearly cancel: in f32 nothing would be left of the total, and with two f32 the error
+/// is that of the last rounding.
+#[test]
+fn totals_of_sums_that_cancel_keep_their_digits() {
+    let precision = Precision::Bf16;
+    let Some(program) = compile(precision, false) else {
+        return;
+    };
+    let twin = Twin::new(2, 11);
+    let plan = training_plan(
+        &twin.net,
+        &spec(2, (35, 70), L1_ONLY, false),
+        &CudaSizing { precision },
+    )
+    .unwrap();
+    let (at, launches) = (0..plan.ops.len())
+        .filter(|&at| matches!(plan.ops[at], Op::ConvBack(_)))
+        .map(|at| (at, lower_range(&plan, at..at + 1).unwrap()))
+        .find(|(_, launches)| launches[0].kernel == "conv_gradients")
+        .unwrap();
+    let Op::ConvBack(conv) = plan.ops[at].clone() else {
+        unreachable!()
+    };
+    let (blocks, count) = (launches[0].grid[0] as usize, 16 * 16 * 9 + 16);
+    assert!(blocks >= 30 && launches[1].kernel == "reduce_sums");
+    // large values, each followed by its negative, a small one added
+    let noise = network_common::noise(blocks * count, 3);
+    let partials: Vec<f32> = (0..blocks * count)
+        .map(|i| match i / count % 2 {
+            0 if i / count + 1 < blocks => 1e6 * noise[i],
+            0 => noise[i],
+            _ => -1e6 * noise[i - count] + noise[i],
+        })
+        .collect();
+    let expected: Vec<f64> = (0..count)
+        .map(|i| {
+            (0..blocks)
+                .map(|b| f64::from(partials[b * count + i]))
+                .sum()
+        })
+        .collect();
+    let scalars = Scalars {
+        accumulate: false,
+        ..SCALARS
+    };
+    let offset = conv.forward.weight.offset;
+    for order in ORDERS {
+        let mut host = Host::new(plan.clone(), program.clone(), order);
+        host.bytes(conv.workspace.unwrap())[..4 * blocks * count]
+            .copy_from_slice(&to_activations(&partials, Precision::F32));
+        host.run(&scalars, &launches[1..]).unwrap();
+        let totals = from_activations(host.bytes(conv.gradients), Precision::F32);
+        let totals: Vec<f64> = totals[offset..offset + count]
+            .iter()
+            .map(|&v| f64::from(v))
+            .collect();
+        let error = relative_error(&totals, &expected);
+        assert!(error < 1e-6, "{order:?}: {error:e}");
+    }
+}
+
 /// The gradients of Reconstruct for one image against those for the same image twice, as two
 /// slices: the sums must be exactly doubled, the gradient of the features must be the same.
 #[test]
