@@ -119,7 +119,7 @@
 #define SUM_LANES 32
 // Groups of as many threads, each of which adds its share of the partial sums.
 #define SUM_GROUPS 8
-// What becomes of the totals (`SumJob::kind`): they stay, f64, for a later launch.
+// What becomes of the totals (`SumJob::kind`): they stay for a later launch.
 #define TO_TOTALS 0
 // They become the gradients of as many parameters, one after another.
 #define TO_GRADIENTS 1

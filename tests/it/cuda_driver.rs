@@ -782,6 +782,7 @@ fn gpu_check_runs_without_a_gpu() {
         "| priorities |",
         "| no graphs |",
         "as many blocks that sum as run at once (16)",
+        "the other unit for the depthwise step (",
         "| bits with and without graphs and concurrent kernels |",
         "Failed: nothing.",
     ] {
@@ -790,7 +791,7 @@ fn gpu_check_runs_without_a_gpu() {
     let report = std::fs::read_to_string(out.join("gpu-check.json")).unwrap();
     let report: serde_json::Value = serde_json::from_str(&report).unwrap();
     assert_eq!(report["steps"].as_array().unwrap().len(), 6, "{report}");
-    assert_eq!(report["switches"].as_array().unwrap().len(), 6, "{report}");
+    assert_eq!(report["switches"].as_array().unwrap().len(), 7, "{report}");
     // one part has no time, one fails, and the last still runs
     let args = ["--only", "card,steps,bits", "--limit", "card=0"];
     let output = run(&args, &[("PARAGON_CUDA_SUM_BLOCKS", "wrong")]).unwrap();

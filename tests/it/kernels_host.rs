@@ -340,24 +340,27 @@ fn convolutions() {
 
 #[test]
 fn nano_block() {
-    let chosen = |op: &Op| matches!(op, Op::NanoBlock(_) | Op::NanoBlockBack(_));
-    all_cases(chosen);
-    for unit in UNITS.into_iter().filter(|unit| unit.1 == Depthwise::Plain) {
-        let run = |case: Case<'_>, orders: &[Order], sanitize| {
-            let twin = Twin::new(case.0, 11);
-            let network = (&twin.net, &twin.params[..]);
-            compare_on(
-                network,
-                case,
-                OptimizerKind::AdamW,
-                unit,
-                orders,
-                sanitize,
-                chosen,
-            );
-        };
-        CASES.into_iter().for_each(|case| run(case, &ORDERS, false));
-        run(CASES[1], &[Order::Forward], true);
+    all_cases(|op| matches!(op, Op::NanoBlock(_) | Op::NanoBlockBack(_)));
+}
+
+/// The same with the depthwise step by multiply-adds.
+#[test]
+fn nano_block_by_multiply_adds() {
+    let run = |unit, case: Case<'_>, orders: &[Order], sanitize| {
+        let twin = Twin::new(case.0, 11);
+        let network = (&twin.net, &twin.params[..]);
+        let chosen = |op: &Op| matches!(op, Op::NanoBlock(_) | Op::NanoBlockBack(_));
+        let optimizer = OptimizerKind::AdamW;
+        compare_on(network, case, optimizer, unit, orders, sanitize, chosen);
+    };
+    let units = UNITS.into_iter().filter(|unit| unit.1 == Depthwise::Plain);
+    for unit in units.clone() {
+        for case in CASES {
+            run(unit, case, &ORDERS, false);
+        }
+    }
+    for unit in units {
+        run(unit, CASES[1], &[Order::Forward], true);
     }
 }
 
