@@ -148,7 +148,10 @@ struct PlainDepthwise {
 
     DEVICE_MEMBER static void store_tap(Wide* at, int channel, int row, int column, float tap) {
         Shared* to = (Shared*)at + channel / 2;
-        (row < 2 ? to->upper[column].tap[row] : to->lower[column].tap)[channel % 2] = tap;
+        if (row < 2)
+            to->upper[column].tap[row][channel % 2] = tap;
+        else
+            to->lower[column].tap[channel % 2] = tap;
     }
     DEVICE_MEMBER static void store_start(Wide* at, int channel, float start) { ((Shared*)at)[channel / 2].start.tap[channel % 2] = start; }
     DEVICE_MEMBER static void store_rest(Wide*, u32) {}
