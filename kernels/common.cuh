@@ -76,6 +76,8 @@ DEVICE float least_or_nan(float a, float b) { return a > b || b != b ? b : a; }
 #endif
 // Clamped to 0 .. 1; the clamp is part of the instruction that computes the value.
 DEVICE float saturate(float value) { return __saturatef(value); }
+// A product that does not become part of a multiply-add.
+DEVICE float rounded_product(float a, float b) { return __fmul_rn(a, b); }
 #else
 #include "host/shim.h"
 #endif
@@ -165,6 +167,11 @@ DEVICE u32 pack_half(float low, float high) { return (u32)to_half(low) | ((u32)t
 #endif
 #endif
 
+// A sum as two f32 whose sum it is: about 46 bits, where f64 is slow or has to be converted.
+struct __attribute__((aligned(8))) TwoFloats {
+    float high, low;
+};
+
 // The constants, argument structs and scalars that are shared with Rust.
 #include "interface.cuh"
 
@@ -195,14 +202,35 @@ DEVICE float warp_sum(float value) {
     return value;
 }
 
-// The sum of one value of every thread of a block, in a fixed order; every thread gets the same
-// bits. `sums`: shared memory with an f64 for each thread, free again after the next barrier.
-template <int THREADS>
-DEVICE double block_sum(double* sums, double value) {
+// Adds a value; what the sum loses by rounding goes to the lower part (Knuth's two-sum).
+DEVICE void add(TwoFloats& sum, float value) {
+    float high = sum.high + value, added = high - sum.high;
+    sum.low += (sum.high - (high - added)) + (value - added);
+    sum.high = high;
+}
+DEVICE void add(TwoFloats& sum, TwoFloats value) {
+    add(sum, value.high);
+    sum.low += value.low;
+}
+DEVICE void add(double& sum, double value) { sum += value; }
+// Adds a x b with what the product loses by rounding.
+DEVICE void add_product(TwoFloats& sum, float a, TwoFloats b) {
+    float product = rounded_product(a, b.high);
+    add(sum, product);
+    sum.low += fmaf(a, b.low, fmaf(a, b.high, -product));
+}
+DEVICE float to_float(TwoFloats sum) { return sum.high + sum.low; }
+DEVICE double to_double(TwoFloats sum) { return (double)sum.high + (double)sum.low; }
+
+// The sum of one value (f64 or TwoFloats) of every thread of a block, in a fixed order; every thread
+// gets the same bits. `sums`: shared memory with a value for each thread, free again after the next
+// barrier.
+template <int THREADS, class Sum>
+DEVICE Sum block_sum(Sum* sums, Sum value) {
     sums[threadIdx.x] = value;
     barrier();
     for (int half = THREADS / 2; half > 0; half /= 2) {
-        if (threadIdx.x < (u32)half) sums[threadIdx.x] += sums[threadIdx.x + half];
+        if (threadIdx.x < (u32)half) add(sums[threadIdx.x], sums[threadIdx.x + half]);
         barrier();
     }
     return sums[0];

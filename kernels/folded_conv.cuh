@@ -178,10 +178,21 @@ KERNEL(fold_conv) {
 
 // The sums of a backward pass, without the gain: over all pixels, and over the pixels of edges.
 struct FoldedSums {
-    const double* interior;  // [units][INTERIOR_SUMS]
-    const double* edges;     // [units][4][EDGE_SUMS]
+    const TwoFloats* interior;  // [units][INTERIOR_SUMS]
+    const TwoFloats* edges;     // [units][4][EDGE_SUMS]
     int scale, chunks;
 };
+
+// What a sum over all pixels is without that over an edge, or with it again: rounded as f32 where the
+// upper parts do not cancel, like the partial sums that both are made of.
+DEVICE void subtract(TwoFloats& sum, TwoFloats edge) {
+    sum.high -= edge.high;
+    sum.low -= edge.low;
+}
+DEVICE void add_again(TwoFloats& sum, TwoFloats corner) {
+    sum.high += corner.high;
+    sum.low += corner.low;
+}
 
 // A tap of conv_out at a position of the square, along one side: which folded sums it contributes
 // to, and the edge at which it reads zeros.
@@ -198,46 +209,44 @@ DEVICE SideTap side_tap(int scale, int place, int k) {
 
 // The gradient of the product of conv_out's tap (given along both sides) and tap (ty, tx) of up.0
 // for input channel `ci`.
-DEVICE double tap_gradient(const FoldedSums& t, const SideTap& down, const SideTap& across, int dy, int dx, int channel, int ci, int ty, int tx) {
+DEVICE TwoFloats tap_gradient(const FoldedSums& t, const SideTap& down, const SideTap& across, int dy, int dx, int channel, int ci, int ty, int tx) {
     int place = dy * t.scale + dx, unit = place / 4 * t.chunks + ci / FEATURES, at = ci % FEATURES * 16 + place % 4 * 4 + channel;
     int u = down.reach.shift + ty, v = across.reach.shift + tx;
-    const double* edges = t.edges + unit * 4 * EDGE_SUMS + at;
-    double sum = t.interior[unit * INTERIOR_SUMS + (u * 5 + v) * ENTRY + at];
+    const TwoFloats* edges = t.edges + unit * 4 * EDGE_SUMS + at;
+    TwoFloats sum = t.interior[unit * INTERIOR_SUMS + (u * 5 + v) * ENTRY + at];
     bool row = down.edge >= 0 && u == 2, column = across.edge >= 0 && v == 2;
-    if (row) sum -= edges[down.edge * EDGE_SUMS + v * ENTRY];
-    if (column) sum -= edges[(2 + across.edge) * EDGE_SUMS + u * ENTRY];
-    if (row && column) sum += edges[down.edge * EDGE_SUMS + (5 + across.edge) * ENTRY];
+    if (row) subtract(sum, edges[down.edge * EDGE_SUMS + v * ENTRY]);
+    if (column) subtract(sum, edges[(2 + across.edge) * EDGE_SUMS + u * ENTRY]);
+    if (row && column) add_again(sum, edges[down.edge * EDGE_SUMS + (5 + across.edge) * ENTRY]);
     return sum;
 }
 // The same with up.0's bias.
-DEVICE double bias_gradient(const FoldedSums& t, const SideTap& down, const SideTap& across, int dy, int dx, int channel) {
+DEVICE TwoFloats bias_gradient(const FoldedSums& t, const SideTap& down, const SideTap& across, int dy, int dx, int channel) {
     int place = dy * t.scale + dx, unit = place / 4 * t.chunks, at = place % 4 * 4 + channel;
-    const double* edges = t.edges + unit * 4 * EDGE_SUMS + 7 * ENTRY + at;
-    double sum = t.interior[unit * INTERIOR_SUMS + 25 * ENTRY + at];
-    if (down.edge >= 0) sum -= edges[down.edge * EDGE_SUMS];
-    if (across.edge >= 0) sum -= edges[(2 + across.edge) * EDGE_SUMS];
-    if (down.edge >= 0 && across.edge >= 0) sum += edges[down.edge * EDGE_SUMS + (1 + across.edge) * 16];
+    const TwoFloats* edges = t.edges + unit * 4 * EDGE_SUMS + 7 * ENTRY + at;
+    TwoFloats sum = t.interior[unit * INTERIOR_SUMS + 25 * ENTRY + at];
+    if (down.edge >= 0) subtract(sum, edges[down.edge * EDGE_SUMS]);
+    if (across.edge >= 0) subtract(sum, edges[(2 + across.edge) * EDGE_SUMS]);
+    if (down.edge >= 0 && across.edge >= 0) add_again(sum, edges[down.edge * EDGE_SUMS + (1 + across.edge) * 16]);
     return sum;
 }
 
-DEVICE void add_gradient(float* to, double value, const DeviceScalars* scalars) {
-    *to = scalars->accumulate ? *to + (float)value : (float)value;
-}
+DEVICE void add_gradient(float* to, float value, const DeviceScalars* scalars) { *to = scalars->accumulate ? *to + value : value; }
 
 // Turns the sums into the gradients of everything that the folded convolution is made of. Blocks:
 // one for every 256 weights of up.0; a warp for every weight of conv_out; one for both
 // biases; one for the gain, whose gradient is the sum of all folded weights times their gradients.
-// Shared memory: 256 f64.
+// Shared memory: 8 bytes a thread.
 KERNEL(unfold_gradients) {
     const int scale = arg.scale, features = FEATURES * arg.chunks;
     FoldedSums t = {arg.interior, arg.edges, scale, arg.chunks};
     int squares = scale * scale, weights = features * squares * features * 9, block = blockIdx.x, blocks = (weights + 255) / 256;
-    double strength = (double)*arg.parameters.gain;
+    float strength = *arg.parameters.gain;
     if (block < blocks) {
         int i = block * 256 + threadIdx.x;
         if (i >= weights) return;
         int tap = i % 9, ci = i / 9 % features, out = i / 9 / features, c = out / squares, py = out % squares / scale, px = out % scale;
-        double sum = 0;
+        TwoFloats sum = {0, 0};
         for (int ky = 0; ky < 3; ky++) {
             int dy = (py - ky + 1 + scale) % scale;
             SideTap down = side_tap(scale, dy, ky);
@@ -246,66 +255,68 @@ KERNEL(unfold_gradients) {
                 SideTap across = side_tap(scale, dx, kx);
                 UNROLL
                 for (int o = 0; o < 3; o++)
-                    sum += (double)arg.parameters.weight[(o * features + c) * 9 + ky * 3 + kx] * tap_gradient(t, down, across, dy, dx, o, ci, tap / 3, tap % 3);
+                    add_product(sum, arg.parameters.weight[(o * features + c) * 9 + ky * 3 + kx], tap_gradient(t, down, across, dy, dx, o, ci, tap / 3, tap % 3));
             }
         }
-        add_gradient(arg.gradients.up_weight + i, strength * sum, arg.scalars);
+        add_gradient(arg.gradients.up_weight + i, strength * to_float(sum), arg.scalars);
         return;
     }
     block -= blocks;
     if (block < 27 * features / 8) {
         int i = block * 8 + threadIdx.x / 32, k = i % 9, c = i / 9 % features, o = i / 9 / features;
-        double sum = 0;
+        TwoFloats sum = {0, 0};
         for (int place = 0; place < squares; place++) {
             int dy = place / scale, dx = place - dy * scale;
             SideTap down = side_tap(scale, dy, k / 3), across = side_tap(scale, dx, k % 3);
             int out = (c * scale + down.reach.place) * scale + across.reach.place;
             for (int j = threadIdx.x % 32; j < features * 9; j += 32)
-                sum += (double)arg.parameters.up_weight[out * features * 9 + j] * tap_gradient(t, down, across, dy, dx, o, j / 9, j % 9 / 3, j % 3);
-            if (threadIdx.x % 32 == 0) sum += (double)arg.parameters.up_bias[out] * bias_gradient(t, down, across, dy, dx, o);
+                add_product(sum, arg.parameters.up_weight[out * features * 9 + j], tap_gradient(t, down, across, dy, dx, o, j / 9, j % 9 / 3, j % 3));
+            if (threadIdx.x % 32 == 0) add_product(sum, arg.parameters.up_bias[out], bias_gradient(t, down, across, dy, dx, o));
         }
-        // lanes are added in memory, in the order of a tree, because shuffles move 32 bits
-        double* lanes = (double*)shared_memory() + threadIdx.x / 32 * 32;
+        // lanes are added in memory, in the order of a tree
+        TwoFloats* lanes = (TwoFloats*)shared_memory() + threadIdx.x / 32 * 32;
         int lane = threadIdx.x % 32;
         lanes[lane] = sum;
         warp_barrier();
         for (int half = 16; half > 0; half /= 2) {
-            if (lane < half) lanes[lane] += lanes[lane + half];
+            if (lane < half) add(lanes[lane], lanes[lane + half]);
             warp_barrier();
         }
-        if (lane == 0) add_gradient(arg.gradients.weight + i, strength * lanes[0], arg.scalars);
+        if (lane == 0) add_gradient(arg.gradients.weight + i, strength * to_float(lanes[0]), arg.scalars);
         return;
     }
     block -= 27 * features / 8;
     if (block == 0) {
         for (int i = threadIdx.x; i < features * squares + 3; i += 256) {
-            double sum = 0;
+            TwoFloats sum = {0, 0};
             if (i >= features * squares) {
                 int o = i - features * squares;
-                for (int place = 0; place < squares; place++) sum += arg.interior[place / 4 * arg.chunks * INTERIOR_SUMS + 25 * ENTRY + place % 4 * 4 + o];
-                add_gradient(arg.gradients.bias + o, strength * sum, arg.scalars);
+                for (int place = 0; place < squares; place++) add(sum, arg.interior[place / 4 * arg.chunks * INTERIOR_SUMS + 25 * ENTRY + place % 4 * 4 + o]);
+                add_gradient(arg.gradients.bias + o, strength * to_float(sum), arg.scalars);
                 continue;
             }
             int c = i / squares, py = i % squares / scale, px = i % scale;
             for (int ky = 0; ky < 3; ky++) {
                 int dy = (py - ky + 1 + scale) % scale;
+                // their loads are issued together
+                UNROLL
                 for (int kx = 0; kx < 3; kx++) {
                     int dx = (px - kx + 1 + scale) % scale;
                     for (int o = 0; o < 3; o++)
-                        sum += (double)arg.parameters.weight[(o * features + c) * 9 + ky * 3 + kx] *
-                               bias_gradient(t, side_tap(scale, dy, ky), side_tap(scale, dx, kx), dy, dx, o);
+                        add_product(sum, arg.parameters.weight[(o * features + c) * 9 + ky * 3 + kx],
+                                    bias_gradient(t, side_tap(scale, dy, ky), side_tap(scale, dx, kx), dy, dx, o));
                 }
             }
-            add_gradient(arg.gradients.up_bias + i, strength * sum, arg.scalars);
+            add_gradient(arg.gradients.up_bias + i, strength * to_float(sum), arg.scalars);
         }
         return;
     }
-    double product = 0;
+    TwoFloats product = {0, 0};
     for (int i = threadIdx.x; i < slot_groups(scale) * arg.chunks * GROUP_SUMS; i += 256) {
         int unit = i / GROUP_SUMS, at = i % GROUP_SUMS;
-        double sum = at < INTERIOR_SUMS ? arg.interior[unit * INTERIOR_SUMS + at] : arg.edges[unit * 4 * EDGE_SUMS + at - INTERIOR_SUMS];
-        product += sum * (double)arg.folded[i];
+        TwoFloats sum = at < INTERIOR_SUMS ? arg.interior[unit * INTERIOR_SUMS + at] : arg.edges[unit * 4 * EDGE_SUMS + at - INTERIOR_SUMS];
+        add_product(product, arg.folded[i], sum);
     }
-    double total = block_sum<256>((double*)shared_memory(), product);
-    if (threadIdx.x == 0) add_gradient(arg.gradients.gain, total, arg.scalars);
+    TwoFloats total = block_sum<256>((TwoFloats*)shared_memory(), product);
+    if (threadIdx.x == 0) add_gradient(arg.gradients.gain, to_float(total), arg.scalars);
 }

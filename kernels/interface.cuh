@@ -135,7 +135,7 @@
 #define SUM_LANES 32
 // Groups of as many threads, each of which adds its share of the partial sums.
 #define SUM_GROUPS 8
-// What becomes of the totals (`SumJob::kind`): they stay, f64, for a later launch.
+// What becomes of the totals (`SumJob::kind`): they stay for a later launch.
 #define TO_TOTALS 0
 // They become the gradients of as many parameters, one after another.
 #define TO_GRADIENTS 1
@@ -389,6 +389,8 @@ struct NanoBlockArguments {
 static_assert(sizeof(NanoBlockArguments) == 88, "the layout that Rust writes");
 typedef NanoBlockArguments nano_block_arguments;
 enum { nano_block_threads = 256 };
+typedef NanoBlockArguments nano_block_plain_arguments;
+enum { nano_block_plain_threads = 256 };
 
 struct NanoBlockBackArguments {
     NanoParameters parameters;
@@ -409,6 +411,8 @@ struct NanoBlockBackArguments {
 static_assert(sizeof(NanoBlockBackArguments) == 104, "the layout that Rust writes");
 typedef NanoBlockBackArguments nano_block_back_arguments;
 enum { nano_block_back_threads = 256 };
+typedef NanoBlockBackArguments nano_block_back_plain_arguments;
+enum { nano_block_back_plain_threads = 256 };
 
 // The two convolutions of the reconstruction and its gain.
 struct ReconstructParameters {
@@ -451,9 +455,9 @@ enum { fold_conv_threads = 256 };
 
 struct UnfoldGradientsArguments {
     // `[units][INTERIOR_SUMS]`
-    const double* interior;
+    const TwoFloats* interior;
     // `[units][4][EDGE_SUMS]`
-    const double* edges;
+    const TwoFloats* edges;
     ReconstructParameters parameters;
     // As fold_conv made it.
     const float* folded;
@@ -696,9 +700,13 @@ struct SumJob {
     // `[blocks]` of a loss; else null.
     const double* loss_partials;
     // `[count]`: totals of the slices before, which are added; or null.
-    const double* before;
-    // `[count]` (`[1]` of a loss): the totals or metrics that are written; or null.
-    double* totals;
+    const TwoFloats* before;
+    // `[count]`: the totals that are written; or null.
+    TwoFloats* totals;
+    // `[1]`: the sum of a loss over the slices before, which is added; or null.
+    const double* loss_before;
+    // `[1]`: the sum of a loss, or the metrics, that are written; or null.
+    double* loss_total;
     // `[count]`, and a Nano block's `[16]` of gamma after them; or null.
     float* gradients;
     // TO_NANO_BLOCK: the parameters that the gradients belong to; else null.
@@ -712,14 +720,14 @@ struct SumJob {
     // Where the job's own blocks end in the grid of reduce_sums.
     int end;
 };
-static_assert(sizeof(SumJob) == 64, "the layout that Rust writes");
+static_assert(sizeof(SumJob) == 80, "the layout that Rust writes");
 
 struct ReduceSumsArguments {
     const DeviceScalars* scalars;
     // The jobs' blocks follow one another in the grid; jobs of no block fill the rest.
     SumJob jobs[12];
 };
-static_assert(sizeof(ReduceSumsArguments) == 776, "the layout that Rust writes");
+static_assert(sizeof(ReduceSumsArguments) == 968, "the layout that Rust writes");
 typedef ReduceSumsArguments reduce_sums_arguments;
 enum { reduce_sums_threads = 256 };
 
@@ -1451,9 +1459,9 @@ enum { plain_token_attention_back_threads = 256 };
 
 struct PlainTokenGradientsArguments {
     // `[tokens][16]`
-    const double* d_keys;
+    const TwoFloats* d_keys;
     // `[channels][tokens]`
-    const double* d_values;
+    const TwoFloats* d_values;
     // `[tokens][channels]`
     const float* dictionary;
     // `[16][channels]`

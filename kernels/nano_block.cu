@@ -21,23 +21,24 @@
 // parameters, added up, are the gradient of gamma. The sums of one row of conv2 are one chunk,
 // whose threads add the bias's part. `own`: the thread has the total of sum chunk x SUM_LANES +
 // lane.
-DEVICE void finish_nano_block(const SumJob& job, int chunk, bool own, double total, double* shared, const DeviceScalars* scalars) {
+DEVICE void finish_nano_block(const SumJob& job, int chunk, bool own, TwoFloats total, TwoFloats* shared, const DeviceScalars* scalars) {
     const int products = NANO_W2, biases = NANO_B2, gammas = NANO_COUNT;
     static_assert(HIDDEN == SUM_LANES && products % SUM_LANES == 0, "a row of conv2 is a chunk");
     const float* gamma = job.parameters + gammas;
     float* gradients = job.gradients;
     int i = chunk * SUM_LANES + (int)threadIdx.x % SUM_LANES, row = chunk - products / SUM_LANES;
     if (own) {
-        float value = (float)total;
+        float value = to_float(total);
         if (i >= products) value *= gamma[i < biases ? row : i - biases];
         store_gradient(gradients + i, value, scalars);
     }
     if (row < 0 || row >= FEATURES) return;
-    double part = own ? (double)job.parameters[i] * total : 0.0;
+    TwoFloats part = {0, 0};
+    if (own) add_product(part, job.parameters[i], total);
     const float* partials = job.partials + biases + row;
-    for (int b = threadIdx.x; b < job.blocks; b += 256) part += (double)job.parameters[biases + row] * (double)partials[(long long)b * gammas];
+    for (int b = threadIdx.x; b < job.blocks; b += 256) add_product(part, job.parameters[biases + row], {partials[(long long)b * gammas], 0});
     // every thread has read the sums of its group
     barrier();
-    double sum = block_sum<256>(shared, part);
-    if (threadIdx.x == 0) store_gradient(gradients + gammas + row, (float)sum, scalars);
+    TwoFloats sum = block_sum<256>(shared, part);
+    if (threadIdx.x == 0) store_gradient(gradients + gammas + row, to_float(sum), scalars);
 }

@@ -1,21 +1,18 @@
 // The Nano block on tensor cores, for half precision. The kernels are described in nano_block.cu.
-// Depends on features.cuh.
+// Depends on depthwise.cuh.
 //
-// The depthwise step uses tensor cores, too: eight channels and two taps are the 16 columns of one
-// operand, and the weights are on the diagonals of the other. Seven eighths of the products are
-// with zeros, but one instruction replaces 8 multiply-adds, the unpacking of halves and most loads,
-// and the number of instructions is what limits these kernels. Its weight gradient is the diagonal
-// of a product over pixels. With group = lane / 4 and t = lane % 4 a lane has hidden channels 8j +
-// 2t and 8j + 2t + 1 of pixel `group`, as the results of all products do and as the 1x1
-// convolutions take them.
+// The depthwise step and its data gradient exist twice (depthwise.cuh), as products with diagonal
+// matrices and as multiply-adds, and so does every kernel; the program launches the one that suits
+// the card. The gradient of the taps is the diagonal of a product over pixels in both. With group =
+// lane / 4 and t = lane % 4 a lane has hidden channels 8j + 2t and 8j + 2t + 1 of pixel `group`, as
+// the results of all products do and as the 1x1 convolutions take them.
 //
 // In shared memory the hidden channels of a tile are four planes of 16-byte pieces: plane j has
 // channels 8j .. 8j + 7 of every pixel. Rows and columns are constant distances apart, and eight
 // neighbours of a plane are 128 consecutive bytes, from which matrices are loaded without bank
 // conflicts.
 #pragma once
-#include "features.cuh"
-#include "mma.cuh"
+#include "depthwise.cuh"
 
 #define HIDDEN_PLANES (HIDDEN / 8)
 
@@ -36,34 +33,23 @@ DEVICE constexpr int plane_pieces(int side) { return side * side + PLANE_GAP; }
 struct NanoWeights {
     Wide* conv1;   // [feature word][conv1_place(hidden channel)]: features 4t and 4t + 1, then 4t + 2 and 4t + 3
     Pair* conv2;   // operands in the order of the lanes. Forward: [word][16 hidden channels][lane], backward: [plane][lane]
-    Wide* taps;    // depthwise, see struct Taps: eight of a hidden channel's nine, in two arrays, each followed by zeros
-    u32* last;     // the ninth
-    u32* starts;   // biases of the depthwise step: rounded to half precision, and the remainder
+    Wide* taps;    // of the depthwise step with its bias: DEPTHWISE_BYTES, in the form that its unit takes
     float* biases; // of conv1
 };
-static_assert(2 * HIDDEN * sizeof(Wide) + 4 * 32 * sizeof(Pair) + (HIDDEN + 1) * 2 * (sizeof(Wide) + sizeof(u32)) + HIDDEN * sizeof(float) == MMA_WEIGHTS,
+static_assert(2 * HIDDEN * sizeof(Wide) + 4 * 32 * sizeof(Pair) + DEPTHWISE_BYTES + HIDDEN * sizeof(float) == MMA_WEIGHTS,
               "the lowering reserves what the weights need");
 DEVICE NanoWeights nano_weights(Wide* after) {
     NanoWeights n;
     n.conv1 = after;
     n.conv2 = (Pair*)(n.conv1 + 2 * HIDDEN);
     n.taps = (Wide*)(n.conv2 + 4 * 32);
-    n.last = (u32*)(n.taps + 2 * (HIDDEN + 1));
-    n.starts = n.last + HIDDEN + 1;
-    n.biases = (float*)(n.starts + HIDDEN + 1);
+    n.biases = (float*)((unsigned char*)n.taps + DEPTHWISE_BYTES);
     return n;
 }
 // Index of a hidden channel's weights, chosen such that neither eight neighbours (conv1's operands)
 // nor the same two channels of every plane (those of its data gradient) share banks.
 DEVICE int conv1_place(int channel) { return channel / 8 * 8 + (channel + channel / 8 * 2) % 8; }
 
-// A lane's depthwise weights of a plane as operands; they are zero except where the lane's row and
-// column are the same channel. `outer`: the upper and the lower tap of each column; `middle`: the
-// middle taps of the first two columns; `last`: the third, next to the bias, which is two rows of
-// an operand whose other side is ones.
-struct Taps {
-    u32 outer[3][2], middle[2], last[2];
-};
 // A thread's share of the weights that both kernels need, on its way from device to shared memory.
 // All loads are issued before the first value is stored, so that a block waits for memory once.
 struct NanoShare {
@@ -81,100 +67,22 @@ struct NanoShare {
         pair[0] = from[0] / EIGHTHS;
         pair[1] = from[1] / EIGHTHS;
     }
+    template <class Depthwise>
     DEVICE_MEMBER void store(const NanoWeights& n) const {
         u32 i = threadIdx.x;
         UNROLL
         for (int k = 0; k < 2; k++) {
-            int channel = i % HIDDEN, tap = (int)(i / HIDDEN) + 8 * k, row = tap / 3, column = tap % 3;
-            int place = row == 1 ? 6 + column : 2 * column + row / 2;
-            // the value goes to the half of the word that belongs to the channel
-            u32 word = pack_half(taps[k], 0.0f) << (i % 2 * 16);
-            if (tap >= TAPS) continue;
-            if (place < 8)
-                n.taps[place / 4 * (HIDDEN + 1) + channel].word[place % 4] = word;
-            else
-                n.last[channel] = word;
+            int tap = (int)(i / HIDDEN) + 8 * k;
+            if (tap < TAPS) Depthwise::store_tap(n.taps, i % HIDDEN, tap / 3, tap % 3, taps[k]);
         }
         if (i < HIDDEN) {
             n.biases[i] = bias;
-            n.starts[i] = pack_half(start, start - low_half(pack_half(start, 0.0f)));
+            Depthwise::store_start(n.taps, i, start);
         }
-        if (i < 8) n.taps[i / 4 * (HIDDEN + 1) + HIDDEN].word[i % 4] = 0;
-        if (i < 2) n.last[i * (HIDDEN + 1) + HIDDEN] = 0;
+        Depthwise::store_rest(n.taps, i);
         n.conv1[i / 4 % 2 * HIDDEN + conv1_place(i / 8)].word[i % 4] = pack_half(pair[0], pair[1]);
     }
 };
-// A lane's taps of plane j, as they are or rotated by 180 degrees. Lanes off the diagonal read the
-// zeros.
-template <bool TURNED>
-DEVICE Taps load_taps(const NanoWeights& n, int j, Lane l) {
-    int at = l.group / 2 == l.t ? 8 * j + l.group : HIDDEN;
-    Wide a = n.taps[at], b = n.taps[HIDDEN + 1 + at];
-    u32 last = n.last[at];
-    if (TURNED) return {{{b.word[1], b.word[0]}, {a.word[3], a.word[2]}, {a.word[1], a.word[0]}}, {last, b.word[3]}, {b.word[2], 0}};
-    u32 start = n.starts[l.t == 0 ? 8 * j + l.group : HIDDEN];
-    return {{{a.word[0], a.word[1]}, {a.word[2], a.word[3]}, {b.word[0], b.word[1]}}, {b.word[2], b.word[3]}, {last, start}};
-}
-
-// Two ones in half precision.
-#if PRECISION == 1
-#define ONES 0x3f803f80u
-#else
-#define ONES 0x3c003c00u
-#endif
-
-// Depthwise 3x3 with its bias, of two rows of eight pixels of a plane. `from`: a lane's address in
-// the plane: lane 8r + i points r rows below pixel i's upper left neighbour; two rows of results
-// need these four rows. The upper and the lower tap of a column are one product, because two rows
-// of results then use a column's four matrices as they were loaded.
-DEVICE void mma_depthwise(float (&sum)[4], const Wide* from, const Taps& taps) {
-    u32 m[4], before[2] = {0, 0};
-    UNROLL
-    for (int i = 0; i < 4; i++) sum[i] = 0;
-    UNROLL
-    for (int kx = 0; kx < 3; kx++) {
-        load_matrices(m, from + kx);
-        mma_16x8x16(sum, m, taps.outer[kx]);
-        if (kx == 1) mma_16x8x16(sum, {before[0], before[1], m[1], m[2]}, taps.middle);
-        before[0] = m[1];
-        before[1] = m[2];
-    }
-    mma_16x8x16(sum, {m[1], m[2], ONES, ONES}, taps.last);
-}
-
-// The same for four rows of results, which need six rows, two of which both halves use; the bias
-// only if BIASED.
-template <bool BIASED>
-DEVICE void mma_depthwise(float (&upper)[4], float (&lower)[4], const Wide* from, int side, const Taps& taps, int lane) {
-    u32 m[4], below[2], before[4] = {0, 0, 0, 0};
-    // rows 4 and 5; the upper half of the warp gives the addresses of the lower half
-    const Wide* last_rows = from + (lane < 16 ? 4 : 2) * side;
-    UNROLL
-    for (int i = 0; i < 4; i++) upper[i] = lower[i] = 0;
-    UNROLL
-    for (int kx = 0; kx < 3; kx++) {
-        load_matrices(m, from + kx);
-        load_two_matrices(below, last_rows + kx);
-        mma_16x8x16(upper, m, taps.outer[kx]);
-        mma_16x8x16(lower, {m[2], m[3], below[0], below[1]}, taps.outer[kx]);
-        if (kx == 1) {
-            mma_16x8x16(upper, {before[0], before[1], m[1], m[2]}, taps.middle);
-            mma_16x8x16(lower, {before[2], before[3], m[3], below[0]}, taps.middle);
-        }
-        before[0] = m[1];
-        before[1] = m[2];
-        before[2] = m[3];
-        before[3] = below[0];
-    }
-    if (BIASED) {
-        mma_16x8x16(upper, {m[1], m[2], ONES, ONES}, taps.last);
-        mma_16x8x16(lower, {m[3], below[0], ONES, ONES}, taps.last);
-    } else {
-        mma_16x8x8(upper, m[1], m[2], taps.last[0], upper);
-        mma_16x8x8(lower, m[3], below[0], taps.last[0], lower);
-    }
-}
-
 // A pixel of a plane of SIDE x SIDE pixels, and whether it exists.
 struct PlanePixel {
     int row, column;
@@ -234,7 +142,8 @@ DEVICE void mma_hidden(Wide* hidden, const NanoWeights& n, const act* images, in
     }
 }
 
-KERNEL_CROWDED(nano_block, NANO_BLOCKS) {
+template <class Depthwise>
+DEVICE void nano_forward(const NanoBlockArguments& arg) {
     const int h = arg.h, w = arg.w;
     const int side = TILE + 2, pitch = plane_pieces(side);
     Wide* hidden = (Wide*)shared_memory();
@@ -247,7 +156,7 @@ KERNEL_CROWDED(nano_block, NANO_BLOCKS) {
     const float* row = arg.parameters.w2 + c * HIDDEN + own.warp % 2 * 16 + 2 * own.t;
     float factor = EIGHTHS * arg.parameters.gamma[c], v[4] = {row[0], row[1], row[8], row[9]};
     float bias = arg.parameters.gamma[threadIdx.x % FEATURES] * arg.parameters.b2[threadIdx.x % FEATURES];
-    share.store(n);
+    share.store<Depthwise>(n);
     if (threadIdx.x < 4 * 32) n.conv2[threadIdx.x] = {{pack_half(factor * v[0], factor * v[1]), pack_half(factor * v[2], factor * v[3])}};
     if (threadIdx.x < FEATURES) conv2_biases[threadIdx.x] = bias;
     barrier();
@@ -285,9 +194,10 @@ KERNEL_CROWDED(nano_block, NANO_BLOCKS) {
             for (int k = 0; k < 2; k++) {
                 int j = 2 * s + k;
                 if (k > 0) warp_barrier();
-                Taps taps = load_taps<false>(n, j, l);
+                Depthwise depthwise;
+                depthwise.load(n.taps, j, l);
                 float z[2][4];
-                mma_depthwise<true>(z[0], z[1], from + j * pitch, side, taps, lane);
+                depthwise.four_rows(z[0], z[1], from + j * pitch, side, lane);
                 UNROLL
                 for (int i = 0; i < 4; i++)
                     active[i / 2][2 * k + i % 2] = pack_half(gelu_half(z[i / 2][i % 2 * 2]), gelu_half(z[i / 2][i % 2 * 2 + 1]));
@@ -310,15 +220,153 @@ KERNEL_CROWDED(nano_block, NANO_BLOCKS) {
         barrier();
     }
 }
+KERNEL_CROWDED(nano_block, NANO_BLOCKS) { nano_forward<TensorDepthwise<false>>(arg); }
+KERNEL_CROWDED(nano_block_plain, NANO_BLOCKS) { nano_forward<PlainDepthwise<false>>(arg); }
+
+// Stores sum `number` of a hidden channel, of nine taps and d z; higher numbers are no sums.
+DEVICE void store_tap_sum(float* to, int channel, int number, float sum) {
+    if (number < TAPS) to[NANO_DW + channel * TAPS + number] = EIGHTHS * sum;
+    if (number == TAPS) to[NANO_DB + channel] = sum;
+}
+
+// The gradient of the depthwise taps and biases: a warp takes plane warp % 4 and half of the tile's
+// columns, four rows at a time.
+//
+// By products: channels of two taps are the rows of a product over pixels, channels of d z its
+// columns; only the diagonals are used. Six rows of hidden values are enough: the upper two taps of
+// rows y and y + 2 and the lower two of y + 1 and y + 3 are operands as they were loaded; the lower
+// tap of the former and the upper tap of the latter are put together from them.
+struct TensorTapSums {
+    float sum[3];  // of channel 8 (warp % 4) + group: numbers t, t + 4 and t + 8 of nine taps and d z; then d_output
+
+    // `outputs`: the sums of d_output over some pixels as tensor cores return them, equal in all
+    // columns.
+    DEVICE_MEMBER void add_outputs(const float (&outputs)[4], Lane l) { sum[2] += l.t == 2 ? outputs[0] : l.t == 3 ? outputs[2] : 0.0f; }
+    DEVICE_MEMBER void add_tile(const Wide* hidden, const Wide* dz) {
+        Lane l = lane_position(thread_anew());
+        const int side = TILE + 4, dz_side = TILE + 2;
+        int plane = l.warp % 4, left = l.warp / 4 * 8, lane = l.lane;
+        const Wide* h_from = hidden + plane * plane_pieces(side) + (1 + lane / 8) * side + left + 1 + lane % 8;
+        const Wide* dz_from = dz + plane * plane_pieces(dz_side) + (1 + lane / 16 + lane / 8 % 2 * 2) * dz_side + left + 1 + lane % 8;
+        // [rows y and y + 2, y + 1 and y + 3][three columns; two of the remaining tap; its third and d
+        // z]
+        float d[2][5][4];
+        UNROLL
+        for (int i = 0; i < 40; i++) d[i / 20][i / 4 % 5][i % 4] = 0;
+        ROLLED
+        for (int y = 0; y < TILE; y += 4) {
+            u32 slopes[4], m[2][3][4];
+            load_matrices_transposed(slopes, dz_from + y * dz_side);
+            UNROLL
+            for (int r = 0; r < 2; r++) {
+                UNROLL
+                for (int kx = 0; kx < 3; kx++) {
+                    load_matrices_transposed(m[r][kx], h_from + (y + 2 * r) * side + kx);
+                    mma_16x8x16(d[r][kx], m[r][kx], {slopes[2 * r], slopes[2 * r + 1]});
+                }
+            }
+            UNROLL
+            for (int r = 0; r < 2; r++) {
+                const u32(*o)[4] = m[1 - r];
+                u32 b[2] = {slopes[2 * r], slopes[2 * r + 1]};
+                mma_16x8x16(d[r][3], {o[0][r], o[1][r], o[0][2 + r], o[1][2 + r]}, b);
+                mma_16x8x16(d[r][4], {o[2][r], ONES, o[2][2 + r], ONES}, b);
+            }
+        }
+        // the diagonal of a product's upper or lower rows, in the lanes that have it
+        auto own = [&](int r, int number, int half) { return l.group % 2 ? d[r][number][2 * half + 1] : d[r][number][2 * half]; };
+        UNROLL
+        for (int i = 0; i < TAPS + 1; i++) {
+            int ky = i / 3, kx = i % 3, last = kx == 2 ? 4 : 3;
+            float total = ky == 0   ? own(0, kx, 0) + own(1, last, kx % 2)
+                        : ky == 1 ? own(0, kx, 1) + own(1, kx, 0)
+                        : ky == 2 ? own(1, kx, 1) + own(0, last, kx % 2)
+                                  : own(0, 4, 1) + own(1, 4, 1);
+            // to the four lanes of its row
+            total = shuffle(total, l.group * 4 + l.group / 2);
+            sum[i / 4] += i % 4 == l.t ? total : 0.0f;
+        }
+    }
+    // Stores what the lane has among the sums of its warp.
+    DEVICE_MEMBER void store(float* to, Lane l) const {
+        UNROLL
+        for (int i = 0; i < 3; i++) store_tap_sum(to, 8 * (l.warp % 4) + l.group, 4 * i + l.t, sum[i]);
+        if (l.t >= 2) to[NANO_B2 + fragment_feature(l.group, l.t - 2)] = sum[2];
+    }
+};
+
+// By multiply-adds: a lane has two channels of a column of pixels; at the end of a tile the lanes of
+// a channel are added up.
+struct PlainTapSums {
+    float sum[3];  // of channel 8 (warp % 4) + 2t + group % 2: three of nine taps and d z
+    float output;  // d_output, in lanes with t < 2
+
+    // Of 2 x COUNT sums a lane keeps the first half, or the upper one, and gets the other lane's share
+    // of it for the half that it gives away.
+    template <int COUNT>
+    DEVICE_MEMBER static void share_sums(float (&d)[24], bool upper, int mask) {
+        UNROLL
+        for (int i = 0; i < COUNT; i++) {
+            float given = upper ? d[i] : d[i + COUNT];
+            d[i] = (upper ? d[i + COUNT] : d[i]) + shuffle_xor(given, mask);
+        }
+    }
+    DEVICE_MEMBER void add_outputs(const float (&outputs)[4], Lane l) { output += l.t == 0 ? outputs[0] : outputs[2]; }
+    DEVICE_MEMBER void add_tile(const Wide* hidden, const Wide* dz) {
+        Lane l = lane_position(thread_anew());
+        const int side = TILE + 4, dz_side = TILE + 2;
+        int plane = l.warp % 4, left = l.warp / 4 * 8, lane = l.lane;
+        const Wide* h_from = hidden + plane * plane_pieces(side) + (1 + lane / 8) * side + left + 1 + lane % 8;
+        const Wide* last_rows = h_from + (lane < 16 ? 4 : 2) * side;
+        const Wide* dz_from = dz + plane * plane_pieces(dz_side) + (1 + lane / 8) * dz_side + left + 1 + lane % 8;
+        // [channel][nine taps, d z and two that stay zero]
+        float d[2 * 12];
+        UNROLL
+        for (int i = 0; i < 24; i++) d[i] = 0;
+        ROLLED
+        for (int y = 0; y < TILE; y += 4) {
+            u32 slopes[4];
+            load_matrices(slopes, dz_from + y * dz_side);
+            UNROLL
+            for (int kx = 0; kx < 3; kx++) {
+                u32 m[4], below[2];
+                load_matrices(m, h_from + y * side + kx);
+                load_two_matrices(below, last_rows + y * side + kx);
+                UNROLL
+                for (int i = 0; i < 8; i++) {
+                    int c = i / 4, r = i % 4;
+                    float slope = c ? high_half(slopes[r]) : low_half(slopes[r]);
+                    UNROLL
+                    for (int ky = 0; ky < 3; ky++) {
+                        u32 word = r + ky < 4 ? m[(r + ky) % 4] : below[(r + ky) % 2];
+                        d[12 * c + 3 * ky + kx] = fmaf(c ? high_half(word) : low_half(word), slope, d[12 * c + 3 * ky + kx]);
+                    }
+                    if (kx == 0) d[12 * c + 9] += slope;
+                }
+            }
+        }
+        share_sums<12>(d, l.group & 1, 4);
+        share_sums<6>(d, l.group & 2, 8);
+        share_sums<3>(d, l.group & 4, 16);
+        UNROLL
+        for (int i = 0; i < 3; i++) sum[i] += d[i];
+    }
+    DEVICE_MEMBER void store(float* to, Lane l) const {
+        UNROLL
+        for (int i = 0; i < 3; i++) store_tap_sum(to, 8 * (l.warp % 4) + 2 * l.t + l.group % 2, l.group / 2 % 2 * 6 + l.group / 4 * 3 + i, sum[i]);
+        if (l.t < 2) to[NANO_B2 + fragment_feature(l.group, l.t)] = output;
+    }
+};
 
 // The sums of a warp over a block's tiles. They take few registers, since these are occupied all
-// the time.
+// the time. `TapSums`: those of the taps, of d z, and of d_output.
+template <class TapSums>
 struct NanoSums {
     // d_output x gelu(z) of planes 2 (warp % 2) and the next; input x d hidden of all planes:
     // [feature][hidden] as tensor cores return them
     float product[2][4], product1[HIDDEN_PLANES][4];
-    float hidden;     // d hidden of channel 8 (group / 2) + 2t + group % 2
-    float taps[3];    // of channel 8 (warp % 4) + group: numbers t, t + 4 and t + 8 of nine taps and d z; then d output
+    float hidden;  // d hidden of channel 8 (group / 2) + 2t + group % 2
+    TapSums taps;
 };
 
 // A block's tiles are neighbours from left to right, as long as a row of tiles lasts, and what two
@@ -353,7 +401,8 @@ DEVICE void nano_back_hidden(Wide* hidden, const NanoWeights& n, const act* inpu
 // d z on the tile and one pixel around it, and conv2's sums. A warp takes two planes of eight pairs
 // of rows at a time: of the 16 columns on the right half a pair of rows; of the two on the left,
 // where they are not carried, four pairs of rows.
-DEVICE void nano_back_slopes(NanoSums& sums, const Wide* hidden, u32* dz, const NanoWeights& n, const act* d_output, Tile tile, SharedTiles shared,
+template <class Depthwise, class TapSums>
+DEVICE void nano_back_slopes(NanoSums<TapSums>& sums, const Wide* hidden, u32* dz, const NanoWeights& n, const act* d_output, Tile tile, SharedTiles shared,
                              int h, int w) {
     const int side = TILE + 4, dz_side = TILE + 2;
     const u32 ones[2] = {ONES, ONES};
@@ -370,7 +419,9 @@ DEVICE void nano_back_slopes(NanoSums& sums, const Wide* hidden, u32* dz, const 
             if (odd == 0 && lane % 16 < 4) moved[TILE * dz_side] = moved[TILE * dz_side + TILE];
             warp_barrier();
         }
-        Taps taps[2] = {load_taps<false>(n, plane, l), load_taps<false>(n, plane + 1, l)};
+        Depthwise depthwise[2];
+        UNROLL
+        for (int j = 0; j < 2; j++) depthwise[j].load(n.taps, plane + j, l);
         // the left columns take two times four pairs of rows and one more pair
         int first = odd ? 8 * half : TILE, trips = left ? (odd || half == 0 ? 1 : 0) : 5 - odd;
         int row = left ? first + l.group / 2 * 2 : 2 * odd, column = left ? l.group % 2 : 2 + 8 * half + l.group;
@@ -412,11 +463,11 @@ DEVICE void nano_back_slopes(NanoSums& sums, const Wide* hidden, u32* dz, const 
             // the sum of d_output, as a product with ones
             float outputs[4];
             mma_16x8x16(outputs, d_turned, ones, none);
-            sums.taps[2] += l.t == 2 ? outputs[0] : l.t == 3 ? outputs[2] : 0.0f;
+            sums.taps.add_outputs(outputs, l);
             UNROLL
             for (int j = 0; j < 2; j++) {
                 float z[4];
-                mma_depthwise(z, from + j * plane_pieces(side), taps[j]);
+                depthwise[j].two_rows(z, from + j * plane_pieces(side));
                 u32 turned[2];
                 UNROLL
                 for (int k = 0; k < 2; k++) {
@@ -435,60 +486,9 @@ DEVICE void nano_back_slopes(NanoSums& sums, const Wide* hidden, u32* dz, const 
     }
 }
 
-// The gradient of the depthwise taps and biases: a warp takes one plane and half of the tile's
-// columns, four rows at a time. Channels of two taps are the rows of a product over pixels,
-// channels of d z its columns; only the diagonals are used. Six rows of hidden values are enough:
-// the upper two taps of rows y and y + 2 and the lower two of y + 1 and y + 3 are operands as they
-// were loaded; the lower tap of the former and the upper tap of the latter are put together from
-// them.
-DEVICE void nano_back_taps(NanoSums& sums, const Wide* hidden, const Wide* dz) {
-    Lane l = lane_position(thread_anew());
-    const int side = TILE + 4, dz_side = TILE + 2;
-    int plane = l.warp % 4, left = l.warp / 4 * 8, lane = l.lane;
-    const Wide* h_from = hidden + plane * plane_pieces(side) + (1 + lane / 8) * side + left + 1 + lane % 8;
-    const Wide* dz_from = dz + plane * plane_pieces(dz_side) + (1 + lane / 16 + lane / 8 % 2 * 2) * dz_side + left + 1 + lane % 8;
-    // [rows y and y + 2, y + 1 and y + 3][three columns; two of the remaining tap; its third and d
-    // z]
-    float d[2][5][4];
-    UNROLL
-    for (int i = 0; i < 40; i++) d[i / 20][i / 4 % 5][i % 4] = 0;
-    ROLLED
-    for (int y = 0; y < TILE; y += 4) {
-        u32 slopes[4], m[2][3][4];
-        load_matrices_transposed(slopes, dz_from + y * dz_side);
-        UNROLL
-        for (int r = 0; r < 2; r++) {
-            UNROLL
-            for (int kx = 0; kx < 3; kx++) {
-                load_matrices_transposed(m[r][kx], h_from + (y + 2 * r) * side + kx);
-                mma_16x8x16(d[r][kx], m[r][kx], {slopes[2 * r], slopes[2 * r + 1]});
-            }
-        }
-        UNROLL
-        for (int r = 0; r < 2; r++) {
-            const u32(*o)[4] = m[1 - r];
-            u32 b[2] = {slopes[2 * r], slopes[2 * r + 1]};
-            mma_16x8x16(d[r][3], {o[0][r], o[1][r], o[0][2 + r], o[1][2 + r]}, b);
-            mma_16x8x16(d[r][4], {o[2][r], ONES, o[2][2 + r], ONES}, b);
-        }
-    }
-    // the diagonal of a product's upper or lower rows, in the lanes that have it
-    auto own = [&](int r, int number, int half) { return l.group % 2 ? d[r][number][2 * half + 1] : d[r][number][2 * half]; };
-    UNROLL
-    for (int i = 0; i < TAPS + 1; i++) {
-        int ky = i / 3, kx = i % 3, last = kx == 2 ? 4 : 3;
-        float sum = ky == 0   ? own(0, kx, 0) + own(1, last, kx % 2)
-                    : ky == 1 ? own(0, kx, 1) + own(1, kx, 0)
-                    : ky == 2 ? own(1, kx, 1) + own(0, last, kx % 2)
-                              : own(0, 4, 1) + own(1, 4, 1);
-        // to the four lanes of its row
-        sum = shuffle(sum, l.group * 4 + l.group / 2);
-        sums.taps[i / 4] += i % 4 == l.t ? sum : 0.0f;
-    }
-}
-
 // d hidden of a warp's 8 columns and 4 rows, and from it conv1's sums and d_input.
-DEVICE void nano_back_input(NanoSums& sums, const Wide* dz, const NanoWeights& n, const act* input, const act* d_output, act* d_input, Tile tile,
+template <class Depthwise, class TapSums>
+DEVICE void nano_back_input(NanoSums<TapSums>& sums, const Wide* dz, const NanoWeights& n, const act* input, const act* d_output, act* d_input, Tile tile,
                             int h, int w) {
     Lane l = lane_position(thread_anew());
     const int dz_side = TILE + 2;
@@ -512,7 +512,9 @@ DEVICE void nano_back_input(NanoSums& sums, const Wide* dz, const NanoWeights& n
         UNROLL
         for (int m = 0; m < 2; m++) {
             float d[2][4];
-            mma_depthwise<false>(d[0], d[1], from + (2 * s + m) * plane_pieces(dz_side), dz_side, load_taps<true>(n, 2 * s + m, l), lane);
+            Depthwise depthwise;
+            depthwise.load(n.taps, 2 * s + m, l);
+            depthwise.four_rows(d[0], d[1], from + (2 * s + m) * plane_pieces(dz_side), dz_side, lane);
             UNROLL
             for (int i = 0; i < 4; i++) words[1][i / 2][2 * m + i % 2] = pack_half(d[i / 2][i % 2 * 2], d[i / 2][i % 2 * 2 + 1]);
         }
@@ -568,7 +570,9 @@ DEVICE void nano_back_input(NanoSums& sums, const Wide* dz, const NanoWeights& n
     }
 }
 
-KERNEL_CROWDED(nano_block_back, 2) {
+// `Depthwise`: forward; `DepthwiseBack`: its data gradient.
+template <class Depthwise, class DepthwiseBack, class TapSums>
+DEVICE void nano_back(const NanoBlockBackArguments& arg) {
     const int h = arg.h, w = arg.w;
     const int side = TILE + 4, dz_side = TILE + 2;
     Wide* hidden = (Wide*)shared_memory();
@@ -583,17 +587,9 @@ KERNEL_CROWDED(nano_block_back, 2) {
         int c = 4 * own.t + i;
         v[i] = arg.parameters.gamma[c] * arg.parameters.w2[c * HIDDEN + threadIdx.x / 4 % HIDDEN];
     }
-    share.store(n);
+    share.store<Depthwise>(n);
     if (threadIdx.x < 4 * 32) n.conv2[threadIdx.x] = {{pack_half(v[0], v[1]), pack_half(v[2], v[3])}};
-    NanoSums sums;
-    UNROLL
-    for (int i = 0; i < 16; i++) {
-        if (i < 8) sums.product[i / 4][i % 4] = 0;
-        sums.product1[i / 4][i % 4] = 0;
-    }
-    UNROLL
-    for (int i = 0; i < 3; i++) sums.taps[i] = 0;
-    sums.hidden = 0;
+    NanoSums<TapSums> sums = {};
     barrier();
     int first = blockIdx.x * arg.tiles, end = first + arg.tiles;
     for (int index = first; index < end; index++) {
@@ -602,13 +598,13 @@ KERNEL_CROWDED(nano_block_back, 2) {
         SharedTiles shared = {index > first && t.x > 0, index + 1 < end && t.x + TILE < w};
         nano_back_hidden(hidden, n, arg.input, t, shared, h, w);
         barrier();
-        nano_back_slopes(sums, hidden, (u32*)dz, n, arg.d_output, t, shared, h, w);
+        nano_back_slopes<Depthwise>(sums, hidden, (u32*)dz, n, arg.d_output, t, shared, h, w);
         barrier();
-        nano_back_taps(sums, hidden, dz);
+        sums.taps.add_tile(hidden, dz);
         // the hidden values may be overwritten by those of the next tile; its d z comes after one
         // more barrier
         barrier();
-        nano_back_input(sums, dz, n, arg.input, arg.d_output, arg.d_input, t, h, w);
+        nano_back_input<DepthwiseBack>(sums, dz, n, arg.input, arg.d_output, arg.d_input, t, h, w);
     }
     barrier();
     // the sums of every warp, then those of the block
@@ -625,13 +621,7 @@ KERNEL_CROWDED(nano_block_back, 2) {
         }
     }
     mine[NANO_B1 + 8 * (l.group / 2) + 2 * l.t + l.group % 2] = sums.hidden;
-    UNROLL
-    for (int i = 0; i < 3; i++) {
-        int channel = 8 * (l.warp % 4) + l.group, tap = 4 * i + l.t;
-        if (tap < TAPS) mine[NANO_DW + channel * TAPS + tap] = EIGHTHS * sums.taps[i];
-        if (tap == TAPS) mine[NANO_DB + channel] = sums.taps[i];
-    }
-    if (l.t >= 2) mine[NANO_B2 + fragment_feature(l.group, l.t - 2)] = sums.taps[2];
+    sums.taps.store(mine, l);
     barrier();
     for (int i = threadIdx.x; i < NANO_COUNT; i += 256) {
         // two warps have the depthwise sums of a plane, four have conv2's, and the sums of d_output
@@ -649,3 +639,5 @@ KERNEL_CROWDED(nano_block_back, 2) {
         arg.partials[(long long)blockIdx.x * NANO_COUNT + i] = sum;
     }
 }
+KERNEL_CROWDED(nano_block_back, 2) { nano_back<TensorDepthwise<false>, TensorDepthwise<true>, TensorTapSums>(arg); }
+KERNEL_CROWDED(nano_block_back_plain, 2) { nano_back<PlainDepthwise<false>, PlainDepthwise<true>, PlainTapSums>(arg); }

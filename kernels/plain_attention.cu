@@ -390,22 +390,22 @@ KERNEL(plain_token_gradients) {
     float* to = nullptr;
     if (at < tokens * channels) {
         int t = at / channels, f = at - t * channels;
-        for (int d = 0; d < HEAD; d++) sum += factor * arg.d_keys[t * HEAD + d] * (double)arg.key_weight[d * channels + f];
-        for (int o = 0; o < channels; o++) sum += arg.d_values[o * tokens + t] * (double)arg.value_weight[o * channels + f];
+        for (int d = 0; d < HEAD; d++) sum += factor * to_double(arg.d_keys[t * HEAD + d]) * (double)arg.key_weight[d * channels + f];
+        for (int o = 0; o < channels; o++) sum += to_double(arg.d_values[o * tokens + t]) * (double)arg.value_weight[o * channels + f];
         to = arg.d_dictionary + at;
     } else if ((at -= tokens * channels) < HEAD * channels) {
         int d = at / channels, f = at - d * channels;
-        for (int t = 0; t < tokens; t++) sum += factor * arg.d_keys[t * HEAD + d] * (double)arg.dictionary[t * channels + f];
+        for (int t = 0; t < tokens; t++) sum += factor * to_double(arg.d_keys[t * HEAD + d]) * (double)arg.dictionary[t * channels + f];
         to = arg.d_key_weight + at;
     } else if ((at -= HEAD * channels) < HEAD) {
-        for (int t = 0; t < tokens; t++) sum += factor * arg.d_keys[t * HEAD + at];
+        for (int t = 0; t < tokens; t++) sum += factor * to_double(arg.d_keys[t * HEAD + at]);
         to = arg.d_key_bias + at;
     } else if ((at -= HEAD) < channels * channels) {
         int o = at / channels, f = at - o * channels;
-        for (int t = 0; t < tokens; t++) sum += arg.d_values[o * tokens + t] * (double)arg.dictionary[t * channels + f];
+        for (int t = 0; t < tokens; t++) sum += to_double(arg.d_values[o * tokens + t]) * (double)arg.dictionary[t * channels + f];
         to = arg.d_value_weight + at;
     } else if ((at -= channels * channels) < channels) {
-        for (int t = 0; t < tokens; t++) sum += arg.d_values[at * tokens + t];
+        for (int t = 0; t < tokens; t++) sum += to_double(arg.d_values[at * tokens + t]);
         to = arg.d_value_bias + at;
     }
     if (to) store_gradient(to, (float)sum, arg.scalars);

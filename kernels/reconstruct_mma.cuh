@@ -170,7 +170,7 @@ DEVICE void reconstruct_tiles(const ReconstructArguments& arg) {
     if (SCALE == 2) copy_fragments<256>(weights, fragments);
     SquareOutput f = {taps, cells, arg.output, arg.target, 0, arg.loss_partials != nullptr, {0, 0, 0, 0}, 0, h, w, scale};
     if (f.losses) f.terms = pixel_terms(arg.l1, arg.charbonnier, arg.mse, arg.whole, arg.scalars);
-    double lost = 0;
+    TwoFloats lost = {0, 0};
     ROLLED
     for (int index = blockIdx.x; index < tile_count(arg.images, h, w); index += gridDim.x) {
         Tile t = tile_at(index, h, w);
@@ -257,14 +257,14 @@ DEVICE void reconstruct_tiles(const ReconstructArguments& arg) {
             UNROLL
             for (int i = 0; i < 12; i++) detail[i] = value[i / 3][i % 3] * (1.0f / FOLDED_SCALE);
             f.group = group;
-            lost += (double)(SCALE == 2 ? store_square_x2(f, detail, target_rgb, t, row, column) : store_square(f, detail, t, row, column));
+            add(lost, SCALE == 2 ? store_square_x2(f, detail, target_rgb, t, row, column) : store_square(f, detail, t, row, column));
         }
         if (SCALE != 2) barrier();
     }
     if (!f.losses) return;
     barrier();
-    double total = block_sum<256>((double*)shared_memory(), lost);
-    if (threadIdx.x == 0) arg.loss_partials[blockIdx.x] = total;
+    TwoFloats total = block_sum<256>((TwoFloats*)shared_memory(), lost);
+    if (threadIdx.x == 0) arg.loss_partials[blockIdx.x] = to_double(total);
 }
 
 // Scale 2 has kernels of its own, which need half as many registers for indices: for 16 features, and

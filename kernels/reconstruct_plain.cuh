@@ -116,7 +116,7 @@ KERNEL_CROWDED(reconstruct, 1) {
     base_taps(base_taps_at, scale);
     SquareOutput f = {base_taps_at, cells, arg.output, arg.target, 0, arg.loss_partials != nullptr, {0, 0, 0, 0}, 0, h, w, scale};
     if (f.losses) f.terms = pixel_terms(arg.l1, arg.charbonnier, arg.mse, arg.whole, arg.scalars);
-    double lost = 0;
+    TwoFloats lost = {0, 0};
     float strength = *arg.gain;
     for (int index = blockIdx.x; index < tile_count(arg.images, h, w); index += gridDim.x) {
         Tile t = tile_at(index, h, w);
@@ -150,13 +150,13 @@ KERNEL_CROWDED(reconstruct, 1) {
             float detail[12];
             UNROLL
             for (int i = 0; i < 12; i++) detail[i] = sums[i / 3].value[i % 3];
-            lost += (double)store_square(f, detail, t, ty, tx);
+            add(lost, store_square(f, detail, t, ty, tx));
         }
         barrier();
     }
     if (!f.losses) return;
-    double total = block_sum<256>((double*)shared_memory(), lost);
-    if (threadIdx.x == 0) arg.loss_partials[blockIdx.x] = total;
+    TwoFloats total = block_sum<256>((TwoFloats*)shared_memory(), lost);
+    if (threadIdx.x == 0) arg.loss_partials[blockIdx.x] = to_double(total);
 }
 
 // The gradient of a chunk of the features of the block's tiles, one group of slots after another.

@@ -10,7 +10,7 @@ The step is Nano x2, LQ 128, batch 16 on one of CARDS. The thread blocks of a la
 multiprocessor starts its share of the blocks one after another, as many at once as fit. Where tiles at an edge of the image cost more, the
 multiprocessor with the most of them is simulated as well, because a launch ends with its slowest block. Machine code since Volta states
 for every instruction how long its warp pauses after it and which of six counters it waits for, so the waits of a warp are known. What is
-not in the code is in CARDS, LATENCY and Op: clocks of tensor cores, f64 units and special functions, and the latency of loads, of which a
+not in the code is in CARDS, LATENCY and Op (also which of two kernels the program launches on the card): clocks of tensor cores, f64 units and special functions, and the latency of loads, of which a
 card's share comes from its cache. Loops run as often as KERNELS says; branches for other losses and the slow paths of divisions are not
 taken. Kernels that run beside others are listed and not added; every launch of the others costs a pause. The model leaves out bank conflicts of
 shared memory, the instruction cache, and queues in front of memory (the bytes are printed as a bound, and a launch takes at least as long).
@@ -46,14 +46,15 @@ class Card(typing.NamedTuple):
     convert: float  # the same of a conversion from or to f64
     loads: tuple  # clocks of loads, in turns: their shares come from the cache and from memory
     shared: int  # bytes of shared memory of a multiprocessor
+    depthwise: str  # the unit that computes the depthwise step of a Nano block, as the program chooses it
 
 
 # The sources: CUDA programming guide (results a clock and multiprocessor), published microbenchmarks of mma.sync on Hopper (62 % of the
 # rate of wgmma) and of cache latencies. GeForce cards multiply halves with f32 sums at half rate. An H200's cache holds most of what the
 # kernel before has written; an RTX 3060's holds 3 MiB.
 CARDS = {
-    90: Card("H200", 132, 1.75, 4.3e12, 6.4, 2, 8, (300, 300, 300, 650), 228 << 10),
-    86: Card("RTX 3060", 28, 1.78, 0.36e12, 32, 64, 64, (470, 470, 470, 220), 100 << 10),
+    90: Card("H200", 132, 1.75, 4.3e12, 6.4, 2, 8, (300, 300, 300, 650), 228 << 10, "tensor"),
+    86: Card("RTX 3060", 28, 1.78, 0.36e12, 32, 64, 64, (470, 470, 470, 220), 100 << 10, "plain"),
 }
 # Microseconds between two launches of a graph.
 PAUSE = 1.2
@@ -96,6 +97,7 @@ class Kernel(typing.NamedTuple):
     before: typing.Callable = no_tiles
     edges: bool = False
     beside: bool = False  # runs beside others
+    depthwise: typing.Optional[str] = None  # the unit that the kernel is for, if there is one for each
     words: bool = False  # 4-byte loads of a warp touch eight sectors of 32 bytes instead of four
     losses: tuple = ("l1", "ssim")
     shared: int = 0  # bytes of a block, where a multiprocessor with 100 KiB holds fewer blocks than `fit`
@@ -105,7 +107,8 @@ KERNELS = [
     Kernel("set_scalars", "", 1, 16, 1, 64, 1),
     Kernel("fold_conv", "", 8, 6, 54, 5e5, 1, before=lambda w: [3, 3, 1, 0, 0, 0, 0], beside=True),
     Kernel("conv_rgb", "conv_in", 8, 4, None, 44 * LQ, 1, lambda w: []),
-    Kernel("nano_block", "", 8, 3, None, 64 * LQ, 3, lambda w: [2], words=True),
+    Kernel("nano_block", "", 8, 3, None, 64 * LQ, 3, lambda w: [2], depthwise="tensor", words=True),
+    Kernel("nano_block_plain", "", 8, 3, None, 64 * LQ, 3, lambda w: [2], depthwise="plain", words=True),
     Kernel("conv", "conv_mid", 8, 3, None, 64 * LQ, 1, lambda w: []),
     Kernel("reconstruct_x2", "", 8, 2, 256, 104 * LQ, 1, lambda w, t: [2, 1] + edges(w, t), edges=True),
     # An image has 64 patches of 32 x 32 pixels. The loops are those of coarser levels.
@@ -121,7 +124,8 @@ KERNELS = [
     Kernel("conv_gradients", "conv_mid", 8, 2, 256, 96 * LQ, 1, lambda w: []),
     # The left columns of a block's first tile; then that tile's passes of five or four iterations and of one iteration, counted as two
     # passes of three, and the single pass of every other tile.
-    Kernel("nano_block_back", "", 8, 2, 256, 96 * LQ, 3, lambda w: [(w // 4 + (w == 4), 0), (2, 1), (3, 5 - w // 4), 4, 2], words=True),
+    Kernel("nano_block_back", "", 8, 2, 256, 96 * LQ, 3, lambda w: [(w // 4 + (w == 4), 0), (2, 1), (3, 5 - w // 4), 4, 2], depthwise="tensor", words=True),
+    Kernel("nano_block_back_plain", "", 8, 2, 256, 96 * LQ, 3, lambda w: [(w // 4 + (w == 4), 0), (2, 1), (3, 5 - w // 4), 4, 2], depthwise="plain", words=True),
     Kernel("conv_rgb_weights", "conv_in", 8, 4, 256, 44 * LQ, 1, lambda w: []),
     Kernel("reduce_sums", "", 8, 6, 220, PARTIALS * 220 / 651, 1, before=lambda w: [3, 0, 0, 0, 0, 4, 0, 0]),
     Kernel("gradient_squares", "", 8, 6, -(-PARAMETERS // 1024), 4 * PARAMETERS, 1, before=lambda w: [0, 1]),
@@ -454,6 +458,8 @@ def main():
     count = 0
     for kernel in KERNELS:
         if args.kernel not in (None, kernel.name) or args.loss not in kernel.losses:
+            continue
+        if args.kernel is None and kernel.depthwise not in (None, card.depthwise):
             continue
         ops, labels = code[kernel.name]
         if kernel.words:

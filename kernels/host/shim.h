@@ -60,6 +60,8 @@ DEVICE float fast_reciprocal(float value) { return 1.0f / value; }
 DEVICE float greatest_or_nan(float a, float b) { return a < b || b != b ? b : a; }
 DEVICE float least_or_nan(float a, float b) { return a > b || b != b ? b : a; }
 DEVICE float saturate(float value) { return value > 0.0f ? (value < 1.0f ? value : 1.0f) : 0.0f; }
+// products are not contracted on the host
+DEVICE float rounded_product(float a, float b) { return a * b; }
 DEVICE u16 to_bf16(float value) {
     u32 bits = float_to_bits(value);
     if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fff;

@@ -401,11 +401,22 @@ fn the_selftest_finds_every_kernel_right_and_a_step_is_measured() {
     );
 }
 
-/// A training of a few iterations on the stand-in; the variables are those of the driver and the
+/// A training of a few iterations on the stand-in in f32; the variables are those of the driver and the
 /// program's switches.
 fn short_training(
     set: &Path,
     out: &Path,
+    iterations: &str,
+    variables: &[(&str, &str)],
+) -> Option<Output> {
+    short_training_in(set, out, ("cuda", "f32"), iterations, variables)
+}
+
+/// The same on a device in a type of activations.
+fn short_training_in(
+    set: &Path,
+    out: &Path,
+    (device, precision): (&str, &str),
     iterations: &str,
     variables: &[(&str, &str)],
 ) -> Option<Output> {
@@ -430,9 +441,9 @@ fn short_training(
         "--checkpoint-every",
         "1",
         "--device",
-        "cuda",
+        device,
         "--precision",
-        "f32",
+        precision,
         "-v",
         "--iterations",
         iterations,
@@ -591,6 +602,75 @@ fn switches_do_not_change_the_bits() {
     }
 }
 
+/// A consumer card computes the depthwise step of Nano in half precision by multiply-adds, other cards on
+/// tensor cores, unless a switch says otherwise. Both follow the CPU.
+#[test]
+fn the_card_decides_which_unit_computes_the_depthwise_step() {
+    let dir = tempfile::tempdir().unwrap();
+    let set = set(dir.path());
+    let log = dir.path().join("log");
+    let launched = || -> std::collections::BTreeSet<String> {
+        let files = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap());
+        let mut names = std::collections::BTreeSet::new();
+        for file in files.filter(|f| f.file_name().to_str().unwrap().starts_with("log-")) {
+            let text = std::fs::read_to_string(file.path()).unwrap();
+            let kernels = text.split_whitespace();
+            names.extend(
+                kernels
+                    .filter(|w| w.starts_with("nano_block"))
+                    .map(str::to_string),
+            );
+            std::fs::remove_file(file.path()).unwrap();
+        }
+        names
+    };
+    let (tensor, plain) = (
+        ["nano_block", "nano_block_back"],
+        ["nano_block_back_plain", "nano_block_plain"],
+    );
+    let cases: [(&str, Option<&str>, [&str; 2]); 8] = [
+        ("75", None, tensor),
+        ("80", None, tensor),
+        ("86", None, plain),
+        ("89", None, plain),
+        ("90", None, tensor),
+        ("120", None, plain),
+        ("86", Some("tensor"), tensor),
+        ("90", Some("plain"), plain),
+    ];
+    let by_cpu = dir.path().join("cpu");
+    let Some(output) = short_training_in(&set, &by_cpu, ("cpu", "f32"), "2", &[]) else {
+        return;
+    };
+    assert!(output.status.success(), "{}", said(&output));
+    let expected = losses(&by_cpu);
+    assert_eq!(expected.len(), 2);
+    for (capability, switch, kernels) in cases {
+        let out = dir.path().join(format!("{capability}-{switch:?}"));
+        let mut card = vec![
+            ("FAKE_CUDA_CAPABILITY", capability),
+            ("FAKE_CUDA_LOG", text(&log)),
+        ];
+        card.extend(switch.map(|unit| ("PARAGON_CUDA_DEPTHWISE", unit)));
+        let precision = if capability == "75" { "fp16" } else { "bf16" };
+        let output = short_training_in(&set, &out, ("cuda", precision), "2", &card).unwrap();
+        assert!(output.status.success(), "{}", said(&output));
+        let names: Vec<String> = launched().into_iter().collect();
+        assert_eq!(names, kernels, "sm_{capability}, {switch:?}");
+        let found = losses(&out);
+        assert_eq!(found.len(), expected.len());
+        for (a, b) in found.iter().zip(&expected) {
+            assert!((a - b).abs() <= 2e-2 * b, "sm_{capability}: {a} for {b}");
+        }
+    }
+    let wrong = [("PARAGON_CUDA_DEPTHWISE", "cores")];
+    let said = said(&short_training(&set, &dir.path().join("wrong"), "1", &wrong).unwrap());
+    assert!(
+        said.contains("PARAGON_CUDA_DEPTHWISE is \"cores\"; expected tensor or plain"),
+        "{said}"
+    );
+}
+
 #[test]
 fn a_turing_card_without_tensor_cores_trains_in_f32() {
     let dir = tempfile::tempdir().unwrap();
@@ -702,6 +782,7 @@ fn gpu_check_runs_without_a_gpu() {
         "| priorities |",
         "| no graphs |",
         "as many blocks that sum as run at once (16)",
+        "the other unit for the depthwise step (",
         "| bits with and without graphs and concurrent kernels |",
         "Failed: nothing.",
     ] {
@@ -710,7 +791,7 @@ fn gpu_check_runs_without_a_gpu() {
     let report = std::fs::read_to_string(out.join("gpu-check.json")).unwrap();
     let report: serde_json::Value = serde_json::from_str(&report).unwrap();
     assert_eq!(report["steps"].as_array().unwrap().len(), 6, "{report}");
-    assert_eq!(report["switches"].as_array().unwrap().len(), 6, "{report}");
+    assert_eq!(report["switches"].as_array().unwrap().len(), 7, "{report}");
     // one part has no time, one fails, and the last still runs
     let args = ["--only", "card,steps,bits", "--limit", "card=0"];
     let output = run(&args, &[("PARAGON_CUDA_SUM_BLOCKS", "wrong")]).unwrap();

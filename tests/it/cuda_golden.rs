@@ -10,7 +10,7 @@ use common::place::reference;
 use common::trajectory::Trajectory;
 use kernels_common::driver;
 use paragon::backend::Backend;
-use paragon::backend::cuda::{CudaBackend, CudaSizing, Device};
+use paragon::backend::cuda::{CudaBackend, CudaSizing, Depthwise, Device};
 use paragon::model::training_plan;
 use paragon::plan::Precision;
 use std::ffi::CString;
@@ -39,6 +39,14 @@ fn trajectories_match_the_golden_files_on_the_device() {
         return;
     }
     let device = Device::open(0).unwrap();
+    // The kernels of Nano depend on the card: the stand-in is a consumer card and, for these, not.
+    let other = (!card).then(|| {
+        // SAFETY: the process has no other thread that reads the environment meanwhile
+        unsafe { std::env::set_var("FAKE_CUDA_CAPABILITY", "90") };
+        Device::open(0).unwrap()
+    });
+    let units = [&device].into_iter().chain(&other).map(|d| d.depthwise());
+    assert!(card || units.eq([Depthwise::Plain, Depthwise::Tensor]));
     // File, precision, and the largest number of iterations (fibers are slow).
     let runs = [
         ("train_realtime_x2_first2", Precision::F32, 2),
@@ -70,30 +78,38 @@ fn trajectories_match_the_golden_files_on_the_device() {
         };
         let golden = Trajectory::read(&path);
         let plan = training_plan(&golden.net, &golden.spec(), &CudaSizing { precision }).unwrap();
-        let mut backend = CudaBackend::new(&device, plan).unwrap();
-        assert_eq!(backend.allocated(), backend.plan().arena_bytes);
-        let (ports, steps) = (backend.plan().ports, golden.steps());
-        let worst = golden.run(&mut backend, most);
-        println!(
-            "{name}, {precision}, {} iterations: loss {:.1e}, gradient norm {:.1e}",
-            steps.min(most),
-            worst[0],
-            worst[1]
-        );
-        let limit = match precision {
-            Precision::F32 => [2e-6, 2e-5],
-            _ => [2e-2, 0.2],
-        };
-        assert!(
-            worst[0] < limit[0] && worst[1] < limit[1] && worst[2] < 1e-12,
-            "{name} in {precision}: {worst:?}"
-        );
-        if precision == Precision::F32 && steps <= most && golden.has_end() {
-            let error = golden.final_error(&mut backend, "param_final.", ports.parameters);
-            assert!(
-                error < 1e-4,
-                "{name}: a final parameter differs by {error:e}"
+        // of Nano's two trajectories in bf16 the short one
+        let elsewhere = name.ends_with("realtime_x2_first2") && precision == Precision::Bf16;
+        for device in [Some(&device), other.as_ref().filter(|_| elsewhere)]
+            .into_iter()
+            .flatten()
+        {
+            let mut backend = CudaBackend::new(device, plan.clone()).unwrap();
+            assert_eq!(backend.allocated(), backend.plan().arena_bytes);
+            let (ports, steps) = (backend.plan().ports, golden.steps());
+            let worst = golden.run(&mut backend, most);
+            println!(
+                "{name}, {precision}, sm_{}, {} iterations: loss {:.1e}, gradient norm {:.1e}",
+                device.capability,
+                steps.min(most),
+                worst[0],
+                worst[1]
             );
+            let limit = match precision {
+                Precision::F32 => [2e-6, 2e-5],
+                _ => [2e-2, 0.2],
+            };
+            assert!(
+                worst[0] < limit[0] && worst[1] < limit[1] && worst[2] < 1e-12,
+                "{name} in {precision}: {worst:?}"
+            );
+            if precision == Precision::F32 && steps <= most && golden.has_end() {
+                let error = golden.final_error(&mut backend, "param_final.", ports.parameters);
+                assert!(
+                    error < 1e-4,
+                    "{name}: a final parameter differs by {error:e}"
+                );
+            }
         }
     }
 }

@@ -7,7 +7,9 @@ use crate::{kernels_common, network_common, reference};
 use kernels_common::{Host, ORDERS, Order, SCALARS, compile, from_activations, to_activations};
 use network_common::{Twin, bytes, options, spec};
 use paragon::backend::cpu::{CpuBackend, Isa};
-use paragon::backend::cuda::{CudaSizing, Launch, Order as LaunchOrder, lower_range};
+use paragon::backend::cuda::{
+    CudaSizing, Depthwise, Launch, Order as LaunchOrder, lower_range, lower_range_for,
+};
 use paragon::backend::selftest::{SharedBuffer, shared_buffers, stores_halves};
 use paragon::backend::{Backend, Scalars, write_floats};
 use paragon::model::{Network, Param, Recompute, StepSpec, training_plan};
@@ -17,6 +19,15 @@ use reference::golden::relative_error;
 use std::path::Path;
 
 pub const PRECISIONS: [Precision; 3] = [Precision::F32, Precision::Bf16, Precision::Fp16];
+
+/// Every precision with the units that compute the depthwise step of its Nano blocks.
+const UNITS: [(Precision, Depthwise); 5] = [
+    (Precision::F32, Depthwise::Tensor),
+    (Precision::Bf16, Depthwise::Tensor),
+    (Precision::Bf16, Depthwise::Plain),
+    (Precision::Fp16, Depthwise::Tensor),
+    (Precision::Fp16, Depthwise::Plain),
+];
 
 fn read(cpu: &mut CpuBackend, id: BufferId) -> Vec<u8> {
     let mut bytes = vec![0; cpu.plan().buffer(id).bytes as usize];
@@ -57,10 +68,24 @@ fn compare(
 
 /// The same for a given network with its parameters, and a given optimizer.
 pub fn compare_network(
-    (net, params): (&Network, &[f32]),
+    network: (&Network, &[f32]),
     case: Case<'_>,
     optimizer: OptimizerKind,
     precision: Precision,
+    orders: &[Order],
+    sanitize: bool,
+    chosen: impl Fn(&Op) -> bool,
+) {
+    let unit = (precision, Depthwise::Tensor);
+    compare_on(network, case, optimizer, unit, orders, sanitize, chosen);
+}
+
+/// The same with a given unit for the depthwise step.
+fn compare_on(
+    (net, params): (&Network, &[f32]),
+    case: Case<'_>,
+    optimizer: OptimizerKind,
+    (precision, depthwise): (Precision, Depthwise),
     orders: &[Order],
     sanitize: bool,
     chosen: impl Fn(&Op) -> bool,
@@ -179,10 +204,10 @@ pub fn compare_network(
                 continue;
             }
             let what = format!(
-                "{precision} x{scale} {batch} x {h} x {w} {losses:?} {recompute}: operation {at} ({})",
+                "{precision} ({depthwise:?}) x{scale} {batch} x {h} x {w} {losses:?} {recompute}: operation {at} ({})",
                 op.label()
             );
-            let launches = lower_range(&plan, at..at + 1).unwrap();
+            let launches = lower_range_for(&plan, at..at + 1, depthwise).unwrap();
             for host in &mut hosts {
                 host.run(&scalars, &launches)
                     .unwrap_or_else(|e| panic!("{what}, {:?}: {e}", host.order));
@@ -325,6 +350,27 @@ fn nano_block() {
     all_cases(|op| matches!(op, Op::NanoBlock(_) | Op::NanoBlockBack(_)));
 }
 
+/// The same with the depthwise step by multiply-adds.
+#[test]
+fn nano_block_by_multiply_adds() {
+    let run = |unit, case: Case<'_>, orders: &[Order], sanitize| {
+        let twin = Twin::new(case.0, 11);
+        let network = (&twin.net, &twin.params[..]);
+        let chosen = |op: &Op| matches!(op, Op::NanoBlock(_) | Op::NanoBlockBack(_));
+        let optimizer = OptimizerKind::AdamW;
+        compare_on(network, case, optimizer, unit, orders, sanitize, chosen);
+    };
+    let units = UNITS.into_iter().filter(|unit| unit.1 == Depthwise::Plain);
+    for unit in units.clone() {
+        for case in CASES {
+            run(unit, case, &ORDERS, false);
+        }
+    }
+    for unit in units {
+        run(unit, CASES[1], &[Order::Forward], true);
+    }
+}
+
 #[test]
 fn up_head() {
     all_cases(|op| matches!(op, Op::Reconstruct(_) | Op::ReconstructBack(_)));
@@ -389,7 +435,7 @@ fn a_small_gain_keeps_its_bits_in_fp16() {
 #[test]
 fn tiles_of_a_block_share_their_halos() {
     let twin = Twin::new(2, 11);
-    for precision in PRECISIONS {
+    for (precision, depthwise) in UNITS {
         let Some(program) = compile(precision, false) else {
             return;
         };
@@ -425,14 +471,18 @@ fn tiles_of_a_block_share_their_halos() {
             }
             // Zeros take the place of the sums of thread blocks that do not run.
             host.bytes(block.workspace.unwrap()).fill(0);
-            let mut launches = lower_range(&plan, at..at + 1).unwrap();
+            let mut launches = lower_range_for(&plan, at..at + 1, depthwise).unwrap();
             // There are 2 x 3 x 5 tiles.
             if let Some(blocks) = blocks {
                 launches[0].grid[0] = blocks;
                 let tiles = 30u32.div_ceil(blocks) as i32;
                 launches[0].arguments.set_int("tiles", tiles).unwrap();
             }
-            assert_eq!(launches[0].kernel, "nano_block_back");
+            let kernels = ["nano_block_back", "nano_block_back_plain"];
+            assert_eq!(
+                launches[0].kernel,
+                kernels[usize::from(depthwise == Depthwise::Plain)]
+            );
             host.run(&scalars, &launches).unwrap();
             (
                 host.bytes(block.d_input).to_vec(),
@@ -464,6 +514,67 @@ fn tiles_of_a_block_share_their_halos() {
                 "{precision}, {blocks} blocks: sums differ by {error:e}"
             );
         }
+    }
+}
+
+/// Partial sums that nearly cancel: in f32 nothing would be left of the total, and with two f32 the error
+/// is that of the last rounding.
+#[test]
+fn totals_of_sums_that_cancel_keep_their_digits() {
+    let precision = Precision::Bf16;
+    let Some(program) = compile(precision, false) else {
+        return;
+    };
+    let twin = Twin::new(2, 11);
+    let plan = training_plan(
+        &twin.net,
+        &spec(2, (35, 70), L1_ONLY, false),
+        &CudaSizing { precision },
+    )
+    .unwrap();
+    let (at, launches) = (0..plan.ops.len())
+        .filter(|&at| matches!(plan.ops[at], Op::ConvBack(_)))
+        .map(|at| (at, lower_range(&plan, at..at + 1).unwrap()))
+        .find(|(_, launches)| launches[0].kernel == "conv_gradients")
+        .unwrap();
+    let Op::ConvBack(conv) = plan.ops[at].clone() else {
+        unreachable!()
+    };
+    let (blocks, count) = (launches[0].grid[0] as usize, 16 * 16 * 9 + 16);
+    assert!(blocks >= 30 && launches[1].kernel == "reduce_sums");
+    // large values, each followed by its negative, a small one added
+    let noise = network_common::noise(blocks * count, 3);
+    let partials: Vec<f32> = (0..blocks * count)
+        .map(|i| match i / count % 2 {
+            0 if i / count + 1 < blocks => 1e6 * noise[i],
+            0 => noise[i],
+            _ => -1e6 * noise[i - count] + noise[i],
+        })
+        .collect();
+    let expected: Vec<f64> = (0..count)
+        .map(|i| {
+            (0..blocks)
+                .map(|b| f64::from(partials[b * count + i]))
+                .sum()
+        })
+        .collect();
+    let scalars = Scalars {
+        accumulate: false,
+        ..SCALARS
+    };
+    let offset = conv.forward.weight.offset;
+    for order in ORDERS {
+        let mut host = Host::new(plan.clone(), program.clone(), order);
+        host.bytes(conv.workspace.unwrap())[..4 * blocks * count]
+            .copy_from_slice(&to_activations(&partials, Precision::F32));
+        host.run(&scalars, &launches[1..]).unwrap();
+        let totals = from_activations(host.bytes(conv.gradients), Precision::F32);
+        let totals: Vec<f64> = totals[offset..offset + count]
+            .iter()
+            .map(|&v| f64::from(v))
+            .collect();
+        let error = relative_error(&totals, &expected);
+        assert!(error < 1e-6, "{order:?}: {error:e}");
     }
 }
 
@@ -992,6 +1103,15 @@ fn a_missing_barrier_is_noticed() {
         ("structural.cu", &both[1..], losses),
     ];
     let mut unnoticed = Vec::new();
+    // the kernels of both units have the same barriers, and each must need them all
+    let twin = Twin::new(2, 11);
+    let case = (spec(1, (17, 33), L1_ONLY, false), Precision::Bf16);
+    let (net, places) = ((&twin.net, &twin.params[..]), barriers("nano_mma.cuh"));
+    let Some(blind) = unnoticed_barriers_on(Depthwise::Plain, net, case, block, &places, true)
+    else {
+        return;
+    };
+    unnoticed.extend(blind);
     for (file, precisions, chosen) in files {
         let mut places = barriers(file);
         for &precision in precisions {
@@ -1033,6 +1153,18 @@ pub fn barriers(file: &str) -> Vec<String> {
 /// The barriers at `places` without which every order of lanes gives the same result as with them.
 /// `few_blocks`: only a few thread blocks run, each over several tiles.
 pub fn unnoticed_barriers(
+    network: (&Network, &[f32]),
+    case: (StepSpec, Precision),
+    chosen: fn(&Op) -> bool,
+    places: &[String],
+    few_blocks: bool,
+) -> Option<Vec<String>> {
+    unnoticed_barriers_on(Depthwise::Tensor, network, case, chosen, places, few_blocks)
+}
+
+/// The same with a given unit for the depthwise step.
+fn unnoticed_barriers_on(
+    depthwise: Depthwise,
     (net, params): (&Network, &[f32]),
     (spec, precision): (StepSpec, Precision),
     chosen: fn(&Op) -> bool,
@@ -1092,7 +1224,8 @@ pub fn unnoticed_barriers(
         kinds.push(key);
         // a pixel loss that Reconstruct computes belongs to it
         let both = plan.fusion(at).is_some_and(|fusion| fusion.absorbed);
-        let mut launches = lower_range(&plan, at..at + 1 + usize::from(both)).unwrap();
+        let range = at..at + 1 + usize::from(both);
+        let mut launches = lower_range_for(&plan, range, depthwise).unwrap();
         if few_blocks {
             run_on_few_blocks(&mut launches);
         }
@@ -1150,7 +1283,7 @@ pub fn run_on_few_blocks(launches: &mut [Launch]) {
         {
             let blocks = launch.grid[0];
             launch.grid[0] = blocks.min(2);
-            if launch.kernel == "nano_block_back" {
+            if launch.kernel.starts_with("nano_block_back") {
                 let tiles = launch.arguments.int("tiles").unwrap() as u32 * blocks;
                 let tiles = tiles.div_ceil(launch.grid[0]) as i32;
                 launch.arguments.set_int("tiles", tiles).unwrap();

@@ -5,7 +5,7 @@
 
 use paragon::backend::CudaSizing;
 use paragon::backend::cpu::{CpuOptions, Isa};
-use paragon::backend::cuda::lower;
+use paragon::backend::cuda::{Depthwise, lower};
 use paragon::model::{InferenceSpec, Network, Recompute, StepSpec, inference_plan, training_plan};
 use paragon::plan::{BufferId, LossKind, Op, PlanData, Precision, Sizing};
 use proptest::prelude::*;
@@ -114,7 +114,8 @@ fn check(plan: &PlanData) -> Result<(), TestCaseError> {
 /// Checks overlaps from the kernel launches alone: two buffers are safe if they share no byte, or
 /// if the last launch that names one comes before the first that names the other.
 fn check_launches(plan: &PlanData) -> Result<(), TestCaseError> {
-    let program = lower(plan).map_err(|e| TestCaseError::fail(e.to_string()))?;
+    let program =
+        lower(plan, Depthwise::default()).map_err(|e| TestCaseError::fail(e.to_string()))?;
     let mut uses: Vec<Option<(usize, usize)>> = vec![None; plan.buffers.len()];
     for (at, launch) in program.micro.iter().chain(&program.update).enumerate() {
         for pointer in launch.arguments.pointers() {
@@ -242,7 +243,7 @@ fn sums_that_do_not_live_until_they_are_added_up_are_noticed() {
     // sums, whose lifetimes are too short.
     let mut forgetful = (*training_plan(&net, &spec, &Forgetful(sizing)).unwrap()).clone();
     assert!(
-        lower(&forgetful)
+        lower(&forgetful, Depthwise::default())
             .unwrap_err()
             .to_string()
             .contains("is not kept until its sums are added up")

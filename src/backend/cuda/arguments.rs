@@ -45,6 +45,8 @@ elements! {
     Gradient = "float";
     /// A block's partial sum over pixels, f32.
     Partial = "float";
+    /// A total over all blocks: two f32 whose sum it is.
+    Total = "TwoFloats";
     /// A weight of the folded convolution, f32; with half precision tensor core operands follow.
     Folded = "float";
     /// The augmentation code of a patch.

@@ -8,7 +8,7 @@ use super::device::{Device, Memory};
 use super::driver::{Call, settle};
 use super::launch::{Launch, Program};
 use super::launching::StepGraph;
-use super::lower::{lower, lower_range};
+use super::lower::{lower, lower_range_for};
 use super::module::Module;
 use super::resources::{KernelResources, carveout, listed};
 use super::scalars::scalars_launch;
@@ -81,7 +81,7 @@ impl CudaBackend {
             precision: plan.precision,
         })
         .map_err(Error::Plan)?;
-        let Program { micro, update } = lower(&plan)?;
+        let Program { micro, update } = lower(&plan, device.depthwise())?;
         let module = device.module(plan.precision)?;
         let places = BatchPlace::all(device, &plan, base, &micro)?;
         let backend = CudaBackend {
@@ -287,7 +287,7 @@ impl Backend for CudaBackend {
         self.metrics_copy = None;
         self.set_scalars(scalars)?;
         // lowered by itself, so that its sums are flushed, too
-        let launches = lower_range(&self.plan, at..at + 1)?;
+        let launches = lower_range_for(&self.plan, at..at + 1, self.device.depthwise())?;
         self.launch(&self.places[self.current].reading(&self.plan, &launches))
     }
 

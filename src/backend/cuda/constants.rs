@@ -168,7 +168,7 @@ constants! {
     SUM_LANES: usize = 32;
     /// Groups of as many threads, each of which adds its share of the partial sums.
     SUM_GROUPS: usize = BLOCK_THREADS / SUM_LANES;
-    /// What becomes of the totals (`SumJob::kind`): they stay, f64, for a later launch.
+    /// What becomes of the totals (`SumJob::kind`): they stay for a later launch.
     TO_TOTALS: i32 = 0;
     /// They become the gradients of as many parameters, one after another.
     TO_GRADIENTS: i32 = 1;

@@ -3,6 +3,7 @@
 //! driver and the modules.
 
 use super::driver::{Call, LEAST_CAPABILITY, bind_to_release, device_count};
+use super::lowering::Depthwise;
 use super::module::Module;
 use super::resources::Multiprocessor;
 use super::switches::Switches;
@@ -192,6 +193,12 @@ impl Device {
         } else {
             Precision::F32
         }
+    }
+
+    /// The unit that computes the depthwise step of Nano's kernels.
+    pub fn depthwise(&self) -> Depthwise {
+        let chosen = self.switches.depthwise;
+        chosen.unwrap_or_else(|| Depthwise::of_card(self.capability))
     }
 
     /// Seconds that loading the kernels for a type of activations took; `None` before

@@ -2,36 +2,49 @@
 //! the pairs that one kernel computes at once. Depends on the families.
 
 use super::launch::{Launch, Program};
-use super::lowering::Lowering;
+use super::lowering::{Depthwise, Lowering};
 use super::plain::norm;
 use super::{conv, operation, pixels, reconstruct, reduce, structural};
 use crate::plan::{Op, PlanData};
 use anyhow::{Result, ensure};
 use std::ops::Range;
 
-/// The launches of a plan made with [`super::CudaSizing`].
+/// The launches of a plan made with [`super::CudaSizing`], for cards whose faster unit is `depthwise`.
 ///
 /// # Errors
 /// When an operation has no kernel for its shape, or a launch would be larger than a device allows.
-pub fn lower(plan: &PlanData) -> Result<Program> {
+pub fn lower(plan: &PlanData, depthwise: Depthwise) -> Result<Program> {
     Ok(Program {
-        micro: lower_range(plan, plan.micro.clone())?,
-        update: lower_range(plan, plan.update.clone())?,
+        micro: lower_range_for(plan, plan.micro.clone(), depthwise)?,
+        update: lower_range_for(plan, plan.update.clone(), depthwise)?,
     })
 }
 
-/// The launches of a range of a plan's operations. Deferred sums are flushed at its end.
+/// The launches of a range of a plan's operations, on tensor cores where both units can do it.
+/// Deferred sums are flushed at its end.
 ///
 /// # Errors
 /// As [`lower`].
 pub fn lower_range(plan: &PlanData, range: Range<usize>) -> Result<Vec<Launch>> {
+    lower_range_for(plan, range, Depthwise::Tensor)
+}
+
+/// As [`lower_range`] with this unit.
+///
+/// # Errors
+/// As [`lower`].
+pub fn lower_range_for(
+    plan: &PlanData,
+    range: Range<usize>,
+    depthwise: Depthwise,
+) -> Result<Vec<Launch>> {
     ensure!(
         range.start <= range.end && range.end <= plan.ops.len(),
         "operations {range:?} of a plan of {}",
         plan.ops.len()
     );
     check_extents(&plan.ops[range.clone()])?;
-    let (mut l, mut at) = (Lowering::new(plan)?, range.start);
+    let (mut l, mut at) = (Lowering::new(plan, depthwise)?, range.start);
     while at < range.end {
         l.begin(at);
         if at + 1 < range.end && fused(&mut l, plan, at)? {
@@ -111,7 +124,7 @@ mod tests {
             precision: Precision::F32,
         };
         let plan = inference_plan(&Network::new("nano", 8)?, &spec, &sizing)?;
-        lower(&plan)
+        lower(&plan, Depthwise::default())
     }
 
     #[test]

@@ -53,7 +53,9 @@ pub use launch::{Launch, Order, Program};
 #[doc(hidden)]
 pub use limits::MOST_SHARED;
 #[doc(hidden)]
-pub use lower::{lower, lower_range};
+pub use lower::{lower, lower_range, lower_range_for};
+#[doc(hidden)]
+pub use lowering::Depthwise;
 pub use nccl::{NCCL_DEVICE_BYTES, NCCL_HOST_BYTES, NCCL_VARIABLE, Nccl, nccl_is_off};
 pub use profile::LaunchTime;
 #[doc(hidden)]

@@ -5,9 +5,9 @@ use super::constants::{FEATURES, HIDDEN, MMA_WEIGHTS, NANO_COUNT};
 use super::constants::{PLAIN_BACKWARD, PLAIN_FORWARD, PLANE_GAP};
 use super::launch::Shape;
 use super::limits::most_sum_blocks;
-use super::lowering::{Lowering, int};
+use super::lowering::{Depthwise, Lowering, int};
 use super::reduce::{self, To};
-use super::signatures::{NANO_BLOCK, NANO_BLOCK_BACK};
+use super::signatures::{NANO_BLOCK, NANO_BLOCK_BACK, NANO_BLOCK_BACK_PLAIN, NANO_BLOCK_PLAIN};
 use super::signatures::{NanoBlockArguments, NanoBlockBackArguments, NanoParameters};
 use super::tiles::{tile_pixels, tiles};
 use crate::plan::{NanoBlock, NanoBlockBack, NanoParams, ParamRange, Slice};
@@ -72,6 +72,12 @@ fn parameters(l: &Lowering<'_>, o: &NanoBlock) -> Result<NanoParameters> {
     })
 }
 
+/// Whether the kernels that compute the depthwise step without tensor cores are launched; f32 has one
+/// kernel.
+fn multiply_adds(l: &Lowering<'_>) -> bool {
+    l.half_precision() && l.depthwise == Depthwise::Plain
+}
+
 /// Lowers a Nano block.
 pub(super) fn forward(l: &mut Lowering<'_>, o: &NanoBlock) -> Result<()> {
     let e = o.extent;
@@ -90,7 +96,12 @@ pub(super) fn forward(l: &mut Lowering<'_>, o: &NanoBlock) -> Result<()> {
         // some of the hidden channels at a time; one value a pixel more, against bank conflicts
         4 * (NANO_COUNT + tile_pixels(1) * (PLAIN_FORWARD + 1))
     };
-    l.launch_persistent(&NANO_BLOCK, tiles(e), shared, arguments)
+    let kernel = if multiply_adds(l) {
+        &NANO_BLOCK_PLAIN
+    } else {
+        &NANO_BLOCK
+    };
+    l.launch_persistent(kernel, tiles(e), shared, arguments)
 }
 
 /// Lowers the gradients of a Nano block.
@@ -119,7 +130,12 @@ pub(super) fn backward(l: &mut Lowering<'_>, o: &NanoBlockBack) -> Result<()> {
         let pixels = tile_pixels(2) + tile_pixels(1) + tile_pixels(0);
         4 * (NANO_COUNT + pixels * (PLAIN_BACKWARD + 1))
     };
-    l.launch(&NANO_BLOCK_BACK, Shape::of(blocks, shared), arguments)?;
+    let kernel = if multiply_adds(l) {
+        &NANO_BLOCK_BACK_PLAIN
+    } else {
+        &NANO_BLOCK_BACK
+    };
+    l.launch(kernel, Shape::of(blocks, shared), arguments)?;
     let first = reduce::contiguous(&ranges(&f.params))?;
     let to = To::NanoBlock {
         parameters: l.parameter(f.parameters, first),

@@ -230,13 +230,13 @@ fn sums_of(l: &Lowering<'_>, o: &ReconstructBack) -> Result<(Sums, Sums)> {
     };
     let interior_sums = Sums {
         partials: l.partials_at(workspace, 0),
-        totals: l.doubles_at(totals, at),
+        totals: l.totals_at(totals, at),
         count: interior,
         blocks,
     };
     let edge_sums = Sums {
         partials: l.partials_at(workspace, partial_bytes),
-        totals: l.doubles_at(totals, at + 8 * interior),
+        totals: l.totals_at(totals, at + 8 * interior),
         count: edges,
         blocks: edge_blocks,
     };

@@ -1,10 +1,10 @@
 //! Sums over pixels in two stages: every block of a kernel writes its partial sums; `reduce_sums`
-//! adds them in block order in f64, adds the totals of earlier slices, and turns the totals into
+//! adds them in block order as two f32, adds the totals of earlier slices, and turns the totals into
 //! gradients. There are no atomics, so every run gives the same bits. A launch costs more than such
 //! a job, so the jobs of many operations are deferred to the end of a micro-batch and share one.
 //! Depends on the lowering's state alone.
 
-use super::arguments::{Address, Gradient, Parameter, Partial};
+use super::arguments::{Address, Gradient, Parameter, Partial, Total};
 use super::constants::{LOSS_ADDED, LOSS_TO_METRICS, LOSS_TO_TOTAL, SUM_JOBS, SUM_LANES};
 use super::constants::{TO_ADDED, TO_GRADIENTS, TO_NANO_BLOCK, TO_TOTALS, TO_VALUES};
 use super::launch::{Launch, Order, Shape};
@@ -13,7 +13,7 @@ use super::signatures::{REDUCE_SUMS, ReduceSumsArguments, SumJob};
 use crate::plan::{BufferId, ParamRange, Slice};
 use anyhow::{Context, Result, bail, ensure};
 
-/// Shared memory of a block that adds an f64 for each of its 256 threads, bytes.
+/// Shared memory of a block that adds an f64, or two f32, for each of its 256 threads, bytes.
 pub(super) const BLOCK_SUM_BYTES: usize = 8 * super::constants::BLOCK_THREADS;
 
 /// What the totals become after the last slice.
@@ -41,8 +41,8 @@ pub(super) enum Finish {
     Values(Address<Gradient>),
     /// Added to what another operation of the micro-batch left there.
     Added(Address<Gradient>),
-    /// f64 values.
-    Totals(Address<f64>),
+    /// Kept for a later launch.
+    Totals(Address<Total>),
 }
 
 /// The sums of one operation.
@@ -51,7 +51,7 @@ pub(super) struct Sums {
     /// `[blocks][count]`
     pub partials: Address<Partial>,
     /// `[count]`: after the partials in the workspace, or where a micro-batch's slices carry them.
-    pub totals: Address<f64>,
+    pub totals: Address<Total>,
     /// Sums of each block.
     pub count: usize,
     /// Blocks that write partial sums.
@@ -109,8 +109,8 @@ pub(super) fn sums_in(
     blocks: usize,
 ) -> Sums {
     let totals = match slice.carry {
-        Some(carry) => l.doubles_at(carry, 0),
-        None => l.doubles_at(workspace, partial_bytes(count, blocks)),
+        Some(carry) => l.totals_at(carry, 0),
+        None => l.totals_at(workspace, partial_bytes(count, blocks)),
     };
     Sums {
         partials: l.partials_at(workspace, 0),
@@ -188,12 +188,12 @@ fn loss_job(sum: &LossSum, slice: Slice, kind: i32) -> Result<SumJob> {
     );
     Ok(SumJob {
         loss_partials: sum.partials,
-        before: if slice.first {
+        loss_before: if slice.first {
             Address::NULL
         } else {
             sum.total
         },
-        totals: if slice.last { sum.metrics } else { sum.total },
+        loss_total: if slice.last { sum.metrics } else { sum.total },
         kind: if slice.last { kind } else { LOSS_TO_TOTAL },
         ..job(sum.values, sum.blocks)?
     })
@@ -280,6 +280,8 @@ const NO_JOB: SumJob = SumJob {
     loss_partials: Address::NULL,
     before: Address::NULL,
     totals: Address::NULL,
+    loss_before: Address::NULL,
+    loss_total: Address::NULL,
     gradients: Address::NULL,
     parameters: Address::NULL,
     kind: TO_TOTALS,
@@ -346,6 +348,7 @@ fn launch(l: &mut Lowering<'_>, jobs: &[(usize, SumJob)], order: Order) -> Resul
 #[cfg(test)]
 mod tests {
     use super::super::CudaSizing;
+    use super::super::lowering::Depthwise;
     use super::super::signatures::{UNPACK, UnpackArguments};
     use super::*;
     use crate::model::{Network, StepSpec, training_plan};
@@ -373,7 +376,7 @@ mod tests {
             w: 0,
         };
         let one = Shape::of(1, 0);
-        let mut l = Lowering::new(&plan).unwrap();
+        let mut l = Lowering::new(&plan, Depthwise::default()).unwrap();
         for at in 0..SUM_JOBS + 2 {
             l.begin(at);
             let sums = sums_in(&l, kept, slice, SUM_LANES + 1, 3);
@@ -413,7 +416,7 @@ mod tests {
             precision: Precision::F32,
         };
         let plan = training_plan(&Network::new("nano", 2).unwrap(), &spec, &sizing).unwrap();
-        let mut l = Lowering::new(&plan).unwrap();
+        let mut l = Lowering::new(&plan, Depthwise::default()).unwrap();
         let sums = sums_in(&l, plan.deferred_sums[0], Slice::whole(1), 1, 1);
         let to = To::Gradients(Address::NULL);
         defer(&mut l, &sums, Slice::whole(1), to).unwrap();

@@ -4,7 +4,7 @@
 //! types and the shared constants.
 
 use super::arguments::{Act, Arguments, CStruct, CType, Code, Element, Field, Folded};
-use super::arguments::{Gradient, Kernel, Parameter, Partial, c_structs, c_type, element};
+use super::arguments::{Gradient, Kernel, Parameter, Partial, Total, c_structs, c_type, element};
 use super::constants::{BACK_WARPS, BLOCK_THREADS, SUM_JOBS};
 
 const BACK_THREADS: usize = 32 * BACK_WARPS;
@@ -218,6 +218,8 @@ c_structs! {
     }
     kernels {
         NANO_BLOCK = nano_block [BLOCK_THREADS, BLOCK_THREADS];
+        /// Half precision only: the depthwise step by multiply-adds.
+        NANO_BLOCK_PLAIN = nano_block_plain [BLOCK_THREADS, BLOCK_THREADS];
     }
 
     struct NanoBlockBackArguments {
@@ -238,6 +240,8 @@ c_structs! {
     }
     kernels {
         NANO_BLOCK_BACK = nano_block_back [BLOCK_THREADS, BLOCK_THREADS];
+        /// Half precision only: the depthwise step and its data gradient by multiply-adds.
+        NANO_BLOCK_BACK_PLAIN = nano_block_back_plain [BLOCK_THREADS, BLOCK_THREADS];
     }
 
     /// The two convolutions of the reconstruction and its gain.
@@ -281,9 +285,9 @@ c_structs! {
 
     struct UnfoldGradientsArguments {
         /// `[units][INTERIOR_SUMS]`
-        interior: *const f64,
+        interior: *const Total,
         /// `[units][4][EDGE_SUMS]`
-        edges: *const f64,
+        edges: *const Total,
         parameters: ReconstructParameters,
         /// As fold_conv made it.
         folded: *const Folded,
@@ -525,9 +529,13 @@ c_structs! {
         /// `[blocks]` of a loss; else null.
         loss_partials: *const f64,
         /// `[count]`: totals of the slices before, which are added; or null.
-        before: *const f64,
-        /// `[count]` (`[1]` of a loss): the totals or metrics that are written; or null.
-        totals: *mut f64,
+        before: *const Total,
+        /// `[count]`: the totals that are written; or null.
+        totals: *mut Total,
+        /// `[1]`: the sum of a loss over the slices before, which is added; or null.
+        loss_before: *const f64,
+        /// `[1]`: the sum of a loss, or the metrics, that are written; or null.
+        loss_total: *mut f64,
         /// `[count]`, and a Nano block's `[16]` of gamma after them; or null.
         gradients: *mut Gradient,
         /// TO_NANO_BLOCK: the parameters that the gradients belong to; else null.

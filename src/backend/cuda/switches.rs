@@ -1,7 +1,8 @@
 //! Switches by environment variables, for measurements and tests; `docs/cuda.md` lists them. A run
-//! needs none of them. Depends on the limits.
+//! needs none of them. Depends on the limits and the lowering.
 
 use super::limits;
+use super::lowering::Depthwise;
 use crate::backend::Error;
 use anyhow::{Result, bail};
 use std::ops::RangeInclusive;
@@ -19,6 +20,8 @@ pub(super) struct Switches {
     pub priority: bool,
     /// `PARAGON_CUDA_CARVEOUT=0..100`: percent of a multiprocessor's cache that is shared memory.
     pub carveout: Option<i32>,
+    /// `PARAGON_CUDA_DEPTHWISE=tensor|plain`: the unit of the depthwise step of Nano's kernels.
+    pub depthwise: Option<Depthwise>,
     /// `PARAGON_CUDA_FAIL_CAPTURE=N`: launch number N of every capture fails.
     pub fail_capture: Option<usize>,
 }
@@ -39,6 +42,7 @@ impl Switches {
             no_side: flag("PARAGON_CUDA_SIDE")? == Some(false),
             priority: flag("PARAGON_CUDA_PRIORITY")?.unwrap_or(false),
             carveout: number("PARAGON_CUDA_CARVEOUT", 0..=100)?.map(|percent| percent as i32),
+            depthwise: depthwise()?,
             fail_capture: number("PARAGON_CUDA_FAIL_CAPTURE", 1..=1_000_000)?,
         })
     }
@@ -52,6 +56,21 @@ impl Switches {
         } else {
             None
         }
+    }
+}
+
+/// What `PARAGON_CUDA_DEPTHWISE` says; `None` if it is not set.
+fn depthwise() -> Result<Option<Depthwise>> {
+    let name = "PARAGON_CUDA_DEPTHWISE";
+    let Some(text) = std::env::var_os(name) else {
+        return Ok(None);
+    };
+    match text.to_string_lossy().as_ref() {
+        "tensor" => Ok(Some(Depthwise::Tensor)),
+        "plain" => Ok(Some(Depthwise::Plain)),
+        other => bail!(Error::Misuse(format!(
+            "{name} is \"{other}\"; expected tensor or plain, or leave it unset"
+        ))),
     }
 }
 

@@ -294,7 +294,7 @@ fn token_sums(l: &mut Lowering<'_>, o: &TokenAttentionBack, workspace: BufferId)
     let d_output = view(l.activations(o.d_output), output_stride(f))?;
     let keys = weight_sums(l, &of_keys, (query, NO_FUNCTION), d_scores, &mut space)?;
     let values = weight_sums(l, &of_values, (weights, NO_FUNCTION), d_output, &mut space)?;
-    let [d_keys, d_values] = at.totals.map(|bytes| l.doubles_at(workspace, bytes));
+    let [d_keys, d_values] = at.totals.map(|bytes| l.totals_at(workspace, bytes));
     let totals = [(keys, d_keys), (values, d_values)];
     space.finish(l, &totals.map(|(sums, to)| (sums, Finish::Totals(to))))
 }
@@ -308,7 +308,7 @@ fn parameter_gradients(
     let (f, p) = (&o.forward, &o.forward.params);
     let [d_keys, d_values] = token_space(f)
         .totals
-        .map(|bytes| l.doubles_at(workspace, bytes));
+        .map(|bytes| l.totals_at(workspace, bytes));
     let parameter = |range: ParamRange| l.parameter(f.parameters, range.offset);
     let gradient = |range: ParamRange| l.gradient(o.gradients, range.offset);
     let arguments = PlainTokenGradientsArguments {

@@ -198,7 +198,7 @@ impl SumSpace {
     /// Room for `count` sums of `blocks` blocks.
     fn sums(&mut self, l: &Lowering<'_>, count: usize, blocks: usize) -> Sums {
         let totals = match self.slice.carry {
-            Some(carry) => l.doubles_at(carry, self.carried),
+            Some(carry) => l.totals_at(carry, self.carried),
             None => Address::NULL,
         };
         let sums = Sums {

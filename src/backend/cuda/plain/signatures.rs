@@ -1,7 +1,7 @@
 //! The arguments of the plain kernels, as `super::super::signatures` has those of the others.
 
 use super::super::arguments::{Act, Arguments, CStruct, CType, Code, Field, Gradient, Kernel};
-use super::super::arguments::{Parameter, Partial, c_structs, c_type};
+use super::super::arguments::{Parameter, Partial, Total, c_structs, c_type};
 use super::super::constants::BLOCK_THREADS;
 use super::super::signatures::DeviceScalars;
 
@@ -677,9 +677,9 @@ c_structs! {
 
     struct PlainTokenGradientsArguments {
         /// `[tokens][16]`
-        d_keys: *const f64,
+        d_keys: *const Total,
         /// `[channels][tokens]`
-        d_values: *const f64,
+        d_values: *const Total,
         /// `[tokens][channels]`
         dictionary: *const Parameter,
         /// `[16][channels]`
