@@ -167,8 +167,9 @@ DEVICE void stream_depthwise(float (&sum)[4], const Wide* from, const StreamTaps
     load_two_matrices(last, from + 2 * row + (lane < 16 ? 2 : 1) * DILATION);
     mma_16x8x16(sum, {last[0], last[1], ONES, ONES}, {taps.last, taps.start});
 }
-// The same of four rows of eight pixels with the taps of nano_mma.cuh.
-DEVICE nano_family::Taps row_taps(const StreamTaps& v) {
+// The taps as depthwise.cuh has them, which takes four rows of eight pixels at once.
+template <bool BACK>
+DEVICE nano_family::TensorDepthwise<BACK> row_taps(const StreamTaps& v) {
     return {{{v.low.word[0], v.high.word[2]}, {v.low.word[1], v.high.word[3]}, {v.low.word[2], v.last}}, {v.low.word[3], v.high.word[0]}, {v.high.word[1], v.start}};
 }
 
@@ -289,8 +290,8 @@ DEVICE void stream_hidden(Wide* planes, const Wide (&t_pieces)[STREAM_TIMES][2],
 
 // Depthwise results of a plane of a chunk, for a warp's four rows of eight pixels.
 DEVICE void stream_gate(float (&z)[2][4], const Wide* from, const StreamWeights& n, int chunk, int plane, Lane l) {
-    nano_family::Taps taps = row_taps(load_stream_taps(n.depthwise, 2 * STREAM_FEATURES + stream_channel(chunk, plane), l));
-    nano_family::mma_depthwise<true>(z[0], z[1], from + plane * STREAM_PLANE, STREAM_SIDE, taps, l.lane);
+    nano_family::TensorDepthwise<false> taps = row_taps<false>(load_stream_taps(n.depthwise, 2 * STREAM_FEATURES + stream_channel(chunk, plane), l));
+    taps.four_rows(z[0], z[1], from + plane * STREAM_PLANE, STREAM_SIDE, l.lane);
 }
 
 // A warp's four rows of eight pixels of a tile: those of lane group `group`.
@@ -546,8 +547,8 @@ KERNEL_CROWDED(stream_block_proj_back, 2) {
                 for (int k = 0; k < 2; k++) {
                     int plane = 2 * s + k;
                     float z[2][4];
-                    nano_family::Taps taps = row_taps(turned_taps(load_stream_taps(n, 2 * STREAM_FEATURES + stream_channel(chunk, plane), l)));
-                    nano_family::mma_depthwise<false>(z[0], z[1], from + plane * STREAM_PLANE, STREAM_SIDE, taps, l.lane);
+                    nano_family::TensorDepthwise<true> taps = row_taps<true>(turned_taps(load_stream_taps(n, 2 * STREAM_FEATURES + stream_channel(chunk, plane), l)));
+                    taps.four_rows(z[0], z[1], from + plane * STREAM_PLANE, STREAM_SIDE, l.lane);
                     UNROLL
                     for (int r = 0; r < 4; r++) {
                         u32 word = pack_half(z[r / 2][r % 2 * 2], z[r / 2][r % 2 * 2 + 1]);
@@ -655,7 +656,7 @@ KERNEL_CROWDED(stream_block_input_back, 2) {
                 for (int r = 0; r < 4; r++)
                     d[r] = r < own.rows ? ((const u32*)(arg.d_output + (long long)(own.at + r * arg.w) * STREAM_FEATURES + channel))[l.t] : 0;
                 float z[2][4];
-                nano_family::mma_depthwise<false>(z[0], z[1], near + plane * STREAM_REACHED_PLANE, STREAM_REACHED, row_taps(turned_taps(load_stream_taps(n, channel, l))), l.lane);
+                row_taps<true>(turned_taps(load_stream_taps(n, channel, l))).four_rows(z[0], z[1], near + plane * STREAM_REACHED_PLANE, STREAM_REACHED, l.lane);
                 StreamTaps taps = turned_taps(load_stream_taps(n, STREAM_FEATURES + channel, l));
                 UNROLL
                 for (int half = 0; half < 2; half++)
