@@ -35,8 +35,9 @@ def kernels(ptx):
         blocks, labels = [[]], {}
         text = re.sub(r"//[^\n]*", "", m[2])
         for line in re.findall(r"\$\w+:|[^;\n][^;]*;", text):
-            line = line.strip().lstrip("{}").strip()
-            while label := re.match(r"(\$\w+):\s*", line):
+            # braces are scopes of registers, which may be nested
+            line = line.strip("{} \t\n")
+            while label := re.match(r"(\$\w+):[{}\s]*", line):
                 if blocks[-1]:
                     blocks.append([])
                 labels[label[1]] = len(blocks) - 1
