@@ -219,6 +219,14 @@ DEVICE void add_product(TwoFloats& sum, float a, TwoFloats b) {
     add(sum, product);
     sum.low += fmaf(a, b.low, fmaf(a, b.high, -product));
 }
+// The sum over a warp; the bits are those of lane 0, other lanes may have others.
+DEVICE TwoFloats warp_sum(TwoFloats value) {
+    for (int mask = 16; mask > 0; mask >>= 1) {
+        TwoFloats other = {shuffle_xor(value.high, mask), shuffle_xor(value.low, mask)};
+        add(value, other);
+    }
+    return value;
+}
 DEVICE float to_float(TwoFloats sum) { return sum.high + sum.low; }
 DEVICE double to_double(TwoFloats sum) { return (double)sum.high + (double)sum.low; }
 

@@ -224,12 +224,11 @@ DEVICE void load_lumas(const Predictions& from, const Image& image, const Patch&
     }
 }
 
-// The sum of a value of every thread of a block: f32 in a warp, f64 over the eight warps, which only
-// the thread that calls this gets. `warps` has a float for each.
-DEVICE double warps_sum(const float* warps) {
+// The sum of a value of every thread of a block, of which `warps` has those of the eight warps.
+DEVICE double warps_sum(const TwoFloats* warps) {
     double sum = 0;
     UNROLL
-    for (int i = 0; i < 8; i++) sum += (double)warps[i];
+    for (int i = 0; i < 8; i++) sum += to_double(warps[i]);
     return sum;
 }
 
@@ -306,19 +305,21 @@ KERNEL(structural_windows) {
     UNROLL
     for (int f = 0; f < 4; f++) filter_down(filtered + f * FILTERED, fields[f]);
     int x = p.left + down_column();
-    float share = 1.0f / (float)(l.rows * l.columns), sum = 0;
+    float share = 1.0f / (float)(l.rows * l.columns);
+    // a mean near 0 is what is left of 1 - sum, so f32 would have few of its bits
+    TwoFloats sum = {0, 0};
     float* slopes = own + (p.number - l.first) * SLOPES + threadIdx.x / PATCH_W * DOWN * PATCH_W + down_column();
     UNROLL
     for (int k = 0; k < DOWN; k++) {
         int y = p.top + down_row() + k;
         if (y >= l.rows || x >= l.columns) continue;
         Similarity r = similarity(fields[0][k], fields[1][k], fields[2][k], fields[3][k], arg.luminance, share);
-        sum += r.distance;
+        add(sum, r.distance);
         slopes[k * PATCH_W] = r.slope;
         slopes[k * PATCH_W + SLOPES / 3] = r.slope_s;
         slopes[k * PATCH_W + SLOPES / 3 * 2] = r.slope_d;
     }
-    float* warps = filtered + 4 * FILTERED;
+    TwoFloats* warps = (TwoFloats*)(filtered + 4 * FILTERED);
     sum = warp_sum(sum);
     if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = sum;
     barrier();
@@ -480,15 +481,15 @@ DEVICE void spread(const structural_spread_arguments& arg) {
             to[c] = d == clamped(d, pixels[k].target[c]) ? gradient[c] + LUMA[c] * sum : gradient[c];
         }
     }
-    float* warps = scales + 2;
+    TwoFloats* warps = (TwoFloats*)(scales + 2);
     losses = warp_sum(losses);
-    if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = losses;
+    if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = {losses, 0};
     barrier();
     if (threadIdx.x == 255) *shares = share + warps_sum(warps) * arg.per_value;
 }
 
 // Grid: (patches from the first one on, images). Shared memory: three slopes of 42 x 42 windows,
-// then, in their place, filtered along 42 rows of 32; ten f32. Least traffic a pixel: 39 bytes read
+// then, in their place, filtered along 42 rows of 32; eighteen f32. Least traffic a pixel: 39 bytes read
 // (28 at coarser levels, where s and d are stored), 12 written (4).
 KERNEL_CROWDED(structural_spread, 3) { spread<false>(arg); }
 

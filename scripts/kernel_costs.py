@@ -112,8 +112,8 @@ KERNELS = [
     Kernel("conv", "conv_mid", 8, 3, None, 64 * LQ, 1, lambda w: []),
     Kernel("reconstruct_x2", "", 8, 2, 256, 104 * LQ, 1, lambda w, t: [2, 1] + edges(w, t), edges=True),
     # An image has 64 patches of 32 x 32 pixels. The loops are those of coarser levels.
-    Kernel("structural_windows", "", 8, 5, 1024, 27 * HR, 1, before=lambda w: [0, 0], losses=("ssim",), shared=39_008),
-    Kernel("structural_spread_losses", "", 8, 3, 1024, 39 * HR, 1, before=lambda w: [0, 0], losses=("ssim",), shared=40_360),
+    Kernel("structural_windows", "", 8, 5, 1024, 27 * HR, 1, before=lambda w: [0, 0], losses=("ssim",), shared=39_040),
+    Kernel("structural_spread_losses", "", 8, 3, 1024, 39 * HR, 1, before=lambda w: [0, 0], losses=("ssim",), shared=40_392),
     # Before its tiles a block sums two strips of an edge.
     Kernel(
         "reconstruct_back_x2", "", 10, 2, 256, 112 * LQ, 1, lambda w, t: edges(w, t) if w < 8 else [0] * 8,

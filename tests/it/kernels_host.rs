@@ -918,7 +918,7 @@ fn structural_losses_of_several_groups() {
     let case = (
         2,
         205,
-        (1, 1),
+        (9, 9),
         &[(MsSsim, 0.4)][..],
         false,
         Recompute::Block,

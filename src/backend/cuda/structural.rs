@@ -23,8 +23,8 @@ use anyhow::Result;
 const REACH_BYTES: usize = 4 * REACH_H * REACH_ROW;
 /// The same once they are filtered along rows.
 const FILTERED_BYTES: usize = 4 * REACH_H * FILTERED_ROW;
-/// Bytes of shared memory for a sum of each warp.
-const WARP_BYTES: usize = 4 * BLOCK_THREADS / 32;
+/// Bytes of shared memory for a sum of each warp, as two f32.
+const WARP_BYTES: usize = 8 * BLOCK_THREADS / 32;
 
 fn level_count(kind: StructuralLossKind) -> usize {
     match kind {
