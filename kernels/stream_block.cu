@@ -289,7 +289,9 @@ DEVICE void stream_hidden(Wide* planes, const Wide (&t_pieces)[STREAM_TIMES][2],
 }
 
 // Depthwise results of a plane of a chunk, for a warp's four rows of eight pixels.
-DEVICE void stream_gate(float (&z)[2][4], const Wide* from, const StreamWeights& n, int chunk, int plane, Lane l) {
+DEVICE void stream_gate(float (&z)[2][4], const Wide* planes, const StreamWeights& n, int chunk, int plane) {
+    Lane l = lane_position(thread_anew());
+    const Wide* from = planes + (l.warp / 2 * 4 + l.lane / 8) * STREAM_SIDE + l.warp % 2 * 8 + l.lane % 8;
     nano_family::TensorDepthwise<false> taps = row_taps<false>(load_stream_taps(n.depthwise, 2 * STREAM_FEATURES + stream_channel(chunk, plane), l));
     taps.four_rows(z[0], z[1], from + plane * STREAM_PLANE, STREAM_SIDE, l.lane);
 }
@@ -453,20 +455,18 @@ DEVICE void stream_tile(const StreamBlockArguments& arg, Wide* planes, const Str
         barrier();
         stream_hidden<BACK>(planes, t_pieces, arg, n, tile(), chunk);
         barrier();
-        Lane l = lane_position(thread_anew());
-        const Wide* from = planes + (l.warp / 2 * 4 + l.lane / 8) * STREAM_SIDE + l.warp % 2 * 8 + l.lane % 8;
         // one after another, or the compiler keeps more results than there are registers
         ROLLED
         for (int plane = 0; plane < 2; plane++) {
             float a[2][4], b[2][4];
             warp_barrier();
-            stream_gate(a, from, n, chunk, plane, l);
+            stream_gate(a, planes, n, chunk, plane);
             warp_barrier();
-            stream_gate(b, from, n, chunk, 2 + plane, l);
+            stream_gate(b, planes, n, chunk, 2 + plane);
             if (BACK)
                 stream_gate_back(a, b, d, arg, n, tile(), chunk, plane);
             else
-                stream_out(sums, a, b, arg.limit, n.out[chunk], plane, l.lane);
+                stream_out(sums, a, b, arg.limit, n.out[chunk], plane, thread_anew() % 32);
         }
     }
     if (!BACK) finish_stream(sums, arg, n, tile());
