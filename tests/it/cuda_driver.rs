@@ -720,7 +720,9 @@ fn kernels_that_are_worse_than_the_table_are_named() {
     };
     assert!(!warnings.contains("warning"), "{warnings}");
     let kernels = report["loaded"]["kernels"].as_array().unwrap();
-    let block = kernels.iter().find(|k| k["kernel"] == "nano_block_back");
+    let block = kernels
+        .iter()
+        .find(|k| k["kernel"] == "nano_block_back_plain");
     let block = block.expect("the kernel of the block's backward pass");
     assert_eq!(block["registers"], 16, "{block}");
     assert_eq!(block["expected_blocks"], 2, "{block}");

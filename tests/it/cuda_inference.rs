@@ -372,9 +372,9 @@ fn types_and_limits_that_cannot_be_are_refused() {
     );
     let pro = Place::new(|dir| CASES[5].write(dir));
     picture(9, 8, 1).save(pro.path("in.png")).unwrap();
-    let halves = &["--device", "cuda", "--precision", "bf16"];
+    let halves = &["--device", "cuda", "--precision", "fp16"];
     let ran = pro.upscale(("in.png", "out.png"), &[halves], &[]).unwrap();
-    ran.refused(1, &["token attention", "bf16", "--precision"]);
+    ran.refused(1, &["token attention", "fp16", "--precision"]);
     // `auto` without a card, and with one that is too small, is the CPU
     place
         .upscale(("in.png", "cpu.png"), &[CPU], &[])
