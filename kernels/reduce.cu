@@ -39,9 +39,10 @@ KERNEL(reduce_sums) {
     barrier();
     TwoFloats total = {0, 0};
     if (own) {
-        if (job.before) total = job.before[i];
         UNROLL
         for (int g = 0; g < SUM_GROUPS; g++) add(total, shared[g * SUM_LANES + lane]);
+        // at the end, so that equal slices have exactly a multiple of the sum
+        if (job.before) add(total, job.before[i]);
     }
     if (job.kind == TO_NANO_BLOCK) {
         nano_family::finish_nano_block(job, chunk, own, total, shared, arg.scalars);
