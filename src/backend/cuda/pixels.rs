@@ -107,15 +107,7 @@ pub(super) fn defer_shares(l: &mut Lowering<'_>, o: &PixelLoss, blocks: usize) -
 
 fn defer_sum(l: &mut Lowering<'_>, o: &PixelLoss, blocks: usize, values: usize) -> Result<()> {
     let workspace = l.workspace(o.workspace)?;
-    let sum = LossSum {
-        partials: l.doubles_at(workspace, 0),
-        total: match o.slice.carry {
-            Some(carry) => l.doubles_at(carry, 0),
-            None => Address::NULL,
-        },
-        metrics: l.doubles_at(o.metrics, 0),
-        values,
-        blocks,
-    };
+    let counts = (values, blocks);
+    let sum = LossSum::new(l, workspace, o.slice.carry, o.metrics, counts);
     reduce::defer_loss(l, &sum, o.slice)
 }

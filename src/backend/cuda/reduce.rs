@@ -73,6 +73,25 @@ pub(super) struct LossSum {
     pub blocks: usize,
 }
 
+impl LossSum {
+    /// Of partial sums at the start of a workspace. The slices of a loss carry its total.
+    pub fn new(
+        l: &Lowering<'_>,
+        workspace: BufferId,
+        carry: Option<BufferId>,
+        metrics: BufferId,
+        (values, blocks): (usize, usize),
+    ) -> LossSum {
+        LossSum {
+            partials: l.doubles_at(workspace, 0),
+            total: carry.map_or(Address::NULL, |carry| l.doubles_at(carry, 0)),
+            metrics: l.doubles_at(metrics, 0),
+            values,
+            blocks,
+        }
+    }
+}
+
 /// Workspace bytes for `count` sums of `blocks` blocks, and for their totals.
 pub(super) fn workspace(count: usize, blocks: usize) -> u64 {
     partial_bytes(count, blocks) as u64 + 8 * count as u64

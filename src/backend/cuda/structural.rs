@@ -124,16 +124,9 @@ pub(super) fn loss(
     if pixel.is_some() {
         return Ok(());
     }
-    let sum = LossSum {
-        partials: l.doubles_at(workspace, 0),
-        total: match o.slice.carry {
-            Some(carry) => l.doubles_at(carry, 0),
-            None => Address::NULL,
-        },
-        metrics: l.doubles_at(o.metrics, 0),
-        values: 1,
-        blocks: finest_patches(o),
-    };
+    // the blocks have written shares of the mean
+    let counts = (1, finest_patches(o));
+    let sum = LossSum::new(l, workspace, o.slice.carry, o.metrics, counts);
     reduce::add_loss(l, &sum, o.slice)
 }
 
