@@ -93,6 +93,12 @@ class Nvrtc:
         return buffer.raw if raw else buffer.value.decode()
 
 
+def without_comments(ptx):
+    """The code alone. Comments contain the build of the compiler, and calls are numbered by what the process compiled before."""
+    lines = (re.sub(r"\s*//.*", "", line) for line in ptx.splitlines() if not line.startswith("//"))
+    return "\n".join(lines).strip()
+
+
 def resources(log):
     """{kernel: (registers, bytes of local memory, spilled bytes)} from the assembler's log."""
     found, name, local, spilled = {}, None, 0, 0
@@ -151,8 +157,7 @@ def main():
     files = {}
     for precision, generation in MODULES:
         ptx, _ = nvrtc.compile(precision, f"compute_{generation}")
-        # Comments contain the build of the compiler, which can change without the code.
-        code = re.sub(r"^//.*\n", "", ptx, flags=re.M).strip()
+        code = without_comments(ptx)
         for kernel, instruction in ptx_branches.partial_warps(ptx):
             wrong.append(f"{kernel} ({precision}, sm_{generation}): a part of a warp may reach `{instruction}`")
         files[f"{precision}_{generation}.ptx.zst"] = f"// activations: {precision}\n{code}\n"
