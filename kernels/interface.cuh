@@ -123,8 +123,6 @@
 #define REACH_W 42
 // f32 elements between two rows of them in shared memory; the gap is against bank conflicts.
 #define REACH_ROW 44
-// The same of rows that are filtered along their length.
-#define FILTERED_ROW 36
 // Levels of MS-SSIM.
 #define LEVELS 5
 // f32 slopes of a patch: three of every window.

@@ -154,6 +154,19 @@ DEVICE void copy_fragments(Wide* to, const Wide* from) {
     }
 }
 
+// The tiles of a block in rounds of all blocks. With each round a block moves SPREAD places on: tiles at an edge
+// of the image cost more, and images are often as many tiles wide as divide the number of blocks, so without
+// that some blocks would have edges only and the launch would wait for them. 0 needs a register less.
+template <int SPREAD>
+struct SpreadTiles {
+    int round = SPREAD ? 0 : blockIdx.x, place = SPREAD ? blockIdx.x : 0;
+    DEVICE_MEMBER int index() const { return round + place; }
+    DEVICE_MEMBER void move_on() {
+        round += gridDim.x;
+        if (SPREAD) place = (u32)(place + SPREAD) % gridDim.x;
+    }
+};
+
 // SCALE: 2, or 0 for any scale. CHUNKS: 1, or 0 for any number of features.
 template <int SCALE, int CHUNKS>
 DEVICE void reconstruct_tiles(const ReconstructArguments& arg) {
@@ -172,8 +185,8 @@ DEVICE void reconstruct_tiles(const ReconstructArguments& arg) {
     if (f.losses) f.terms = pixel_terms(arg.l1, arg.charbonnier, arg.mse, arg.whole, arg.scalars);
     TwoFloats lost = {0, 0};
     ROLLED
-    for (int index = blockIdx.x; index < tile_count(arg.images, h, w); index += gridDim.x) {
-        Tile t = tile_at(index, h, w);
+    for (SpreadTiles<13> own; own.index() < tile_count(arg.images, h, w); own.move_on()) {
+        Tile t = tile_at(own.index(), h, w);
         // loads return in order, so the values that are needed first are loaded last
         f.code = arg.target ? arg.codes[t.image] : 0u;
         Quad bias = {{0, 0, 0, 0}};
@@ -375,8 +388,8 @@ DEVICE void reconstruct_back_tiles(const ReconstructBackArguments& arg) {
     for (int i = 0; i < 24; i++) outer.sum[i / 8][i / 4 % 2][i % 4] = 0;
     float bias[3] = {0, 0, 0};
     ROLLED
-    for (int index = block; index < tile_count(arg.images, h, w); index += gridDim.x) {
-        Tile t = tile_at(index, h, w);
+    for (SpreadTiles<SCALE ? 13 : 0> own; own.index() < tile_count(arg.images, h, w); own.move_on()) {
+        Tile t = tile_at(own.index(), h, w);
         Square s;
         start(s, {{0, 0, 0, 0}});
         FeatureInput<BACK_THREADS> in;

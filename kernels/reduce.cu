@@ -4,20 +4,19 @@
 #include "sums.cuh"
 
 // A thread's share of the partial sums of one sum, in order. Eight loads are issued before the
-// first value is added.
+// first value is added; the last ones past the end are zeros, which change nothing.
 DEVICE TwoFloats share_sum(const SumJob& job, int group, int i) {
     int count = job.count, blocks = job.blocks, each = (blocks + SUM_GROUPS - 1) / SUM_GROUPS;
     int b = group * each, end = b + each < blocks ? b + each : blocks;
     const float* from = job.partials + i;
     TwoFloats sum = {0, 0};
-    for (; b + 8 <= end; b += 8) {
+    for (; b < end; b += 8) {
         float values[8];
         UNROLL
-        for (int k = 0; k < 8; k++) values[k] = from[(long long)(b + k) * count];
+        for (int k = 0; k < 8; k++) values[k] = b + k < end ? from[(long long)(b + k) * count] : 0.0f;
         UNROLL
         for (int k = 0; k < 8; k++) add(sum, values[k]);
     }
-    for (; b < end; b++) add(sum, from[(long long)b * count]);
     return sum;
 }
 

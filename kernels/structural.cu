@@ -147,13 +147,19 @@ KERNEL(structural_pool) {
 }
 
 // The window along a row: a thread of the first 5.25 warps has eight neighbouring results of one of
-// the patch's 42 rows, and loads the 18 values that they reach (and two more) once. The lengths of
-// the rows, REACH_ROW and FILTERED_ROW, give lanes that load or store together different banks.
+// the patch's 42 rows, and loads the 18 values that they reach (and two more) once. A row's results
+// take the place of its values, which the four lanes of the row have loaded by then. The length of a row,
+// REACH_ROW, gives lanes that load or store together different banks.
 struct __attribute__((aligned(16))) Four {
     float value[4];
 };
-const int ALONG = 8, ALONG_UNITS = REACH_H * (PATCH_W / ALONG);
-DEVICE int along_row() { return threadIdx.x / (PATCH_W / ALONG); }
+const int ALONG = 8, ALONG_UNITS = REACH_H * (PATCH_W / ALONG), ALONG_THREADS = (ALONG_UNITS + 31) / 32 * 32;
+const int PLANE = REACH_H * REACH_ROW;
+// Lanes without a row load the last one.
+DEVICE int along_row() {
+    int row = threadIdx.x / (PATCH_W / ALONG);
+    return row < REACH_H ? row : REACH_H - 1;
+}
 DEVICE int along_column() { return threadIdx.x % (PATCH_W / ALONG) * ALONG; }
 DEVICE void load_along(const float* plane, float (&to)[20]) {
     const Four* from = (const Four*)(plane + along_row() * REACH_ROW + along_column());
@@ -164,32 +170,34 @@ DEVICE void load_along(const float* plane, float (&to)[20]) {
         for (int j = 0; j < 4; j++) to[4 * i + j] = four.value[j];
     }
 }
-DEVICE void filter_along(const float (&from)[20], float* filtered) {
-    Four* to = (Four*)(filtered + along_row() * FILTERED_ROW + along_column());
+struct Along {
+    Four part[ALONG / 4];
+};
+DEVICE Along filter_along(const float (&from)[20]) {
+    Along sums;
     UNROLL
-    for (int four = 0; four < ALONG / 4; four++) {
-        Four sums;
+    for (int at = 0; at < ALONG; at++) {
+        float sum = GAUSSIAN[5] * from[at + 5];
         UNROLL
-        for (int i = 0; i < 4; i++) {
-            const int at = 4 * four + i;
-            float sum = GAUSSIAN[5] * from[at + 5];
-            UNROLL
-            for (int t = 0; t < 5; t++) sum += GAUSSIAN[t] * (from[at + t] + from[at + 10 - t]);
-            sums.value[i] = sum;
-        }
-        to[four] = sums;
+        for (int t = 0; t < 5; t++) sum += GAUSSIAN[t] * (from[at + t] + from[at + 10 - t]);
+        sums.part[at / 4].value[at % 4] = sum;
     }
+    return sums;
+}
+DEVICE void store_along(const Along& sums, float* filtered) {
+    if (threadIdx.x >= ALONG_UNITS) return;
+    *(Along*)(filtered + along_row() * REACH_ROW + along_column()) = sums;
 }
 
 // The window down a column: a lane has a column of the patch, a thread four neighbouring results.
-const int DOWN = 4, FILTERED = REACH_H * FILTERED_ROW;
+const int DOWN = 4;
 DEVICE int down_row() { return threadIdx.x / PATCH_W * DOWN; }
 DEVICE int down_column() { return threadIdx.x % PATCH_W; }
 DEVICE void filter_down(const float* filtered, float (&to)[DOWN]) {
-    const float* from = filtered + down_row() * FILTERED_ROW + down_column();
+    const float* from = filtered + down_row() * REACH_ROW + down_column();
     float value[DOWN + 10];
     UNROLL
-    for (int i = 0; i < DOWN + 10; i++) value[i] = from[i * FILTERED_ROW];
+    for (int i = 0; i < DOWN + 10; i++) value[i] = from[i * REACH_ROW];
     UNROLL
     for (int i = 0; i < DOWN; i++) {
         float sum = GAUSSIAN[5] * value[i + 5];
@@ -226,10 +234,10 @@ DEVICE void load_lumas(const Predictions& from, const Image& image, const Patch&
 
 // The sum of a value of every thread of a block, of which `warps` has those of the eight warps.
 DEVICE double warps_sum(const TwoFloats* warps) {
-    double sum = 0;
+    TwoFloats sum = {0, 0};
     UNROLL
-    for (int i = 0; i < 8; i++) sum += to_double(warps[i]);
-    return sum;
+    for (int i = 0; i < 8; i++) add(sum, warps[i]);
+    return to_double(sum);
 }
 
 // The similarity of a window, from its filtered fields: 1 - similarity, and three slopes, with
@@ -264,12 +272,11 @@ DEVICE Similarity similarity(float a, float b, float squares_s, float squares_d,
 
 // The distances 1 - similarity of all windows of all levels, summed by block, and the slopes of each
 // window's share in the mean similarity. Grid: (patches of all levels, images). Shared memory: s and
-// d of 42 x 42 pixels; then, in their place, four fields filtered along 42 rows of 32. Least
+// d of 42 x 42 pixels; then, in their place and behind it, four fields filtered along 42 rows of 32. Least
 // traffic: 15 bytes read a pixel (8 at coarser levels), 12 written a window.
 KERNEL(structural_windows) {
     float* s = (float*)shared_memory();
-    float* d = s + REACH_H * REACH_ROW;
-    float* filtered = d + REACH_H * REACH_ROW;
+    float* d = s + PLANE;
     Patch p = patch_of(arg.predictions.h, arg.predictions.w, blockIdx.x);
     Level l = p.level;
     float* own = arg.floats + (int)blockIdx.y * arg.floats_each + l.start;
@@ -289,21 +296,23 @@ KERNEL(structural_windows) {
         }
     }
     barrier();
-    if (threadIdx.x < ALONG_UNITS) {
+    if (threadIdx.x < ALONG_THREADS) {
         UNROLL
         for (int f = 0; f < 2; f++) {
             float value[20];
-            load_along(f == 0 ? s : d, value);
-            filter_along(value, filtered + f * FILTERED);
+            load_along(s + f * PLANE, value);
+            Along sums = filter_along(value);
+            warp_barrier();
+            store_along(sums, s + f * PLANE);
             UNROLL
             for (int i = 0; i < 20; i++) value[i] *= value[i];
-            filter_along(value, filtered + (2 + f) * FILTERED);
+            store_along(filter_along(value), s + (2 + f) * PLANE);
         }
     }
     barrier();
     float fields[4][DOWN];
     UNROLL
-    for (int f = 0; f < 4; f++) filter_down(filtered + f * FILTERED, fields[f]);
+    for (int f = 0; f < 4; f++) filter_down(s + f * PLANE, fields[f]);
     int x = p.left + down_column();
     float share = 1.0f / (float)(l.rows * l.columns);
     // a mean near 0 is what is left of 1 - sum, so f32 would have few of its bits
@@ -319,7 +328,7 @@ KERNEL(structural_windows) {
         slopes[k * PATCH_W + SLOPES / 3] = r.slope_s;
         slopes[k * PATCH_W + SLOPES / 3 * 2] = r.slope_d;
     }
-    TwoFloats* warps = (TwoFloats*)(filtered + 4 * FILTERED);
+    TwoFloats* warps = (TwoFloats*)(s + 4 * PLANE);
     sum = warp_sum(sum);
     if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = sum;
     barrier();
@@ -395,8 +404,7 @@ DEVICE void coarse_gradients(const structural_spread_arguments& arg, int image, 
 template <bool WITH_PIXEL_LOSS>
 DEVICE void spread(const structural_spread_arguments& arg) {
     float* slopes = (float*)shared_memory();
-    float* filtered = slopes + 3 * REACH_H * REACH_ROW;
-    float* scales = filtered + 3 * FILTERED;
+    float* scales = slopes + 3 * PLANE;
     Patch p = patch_of(arg.predictions.h, arg.predictions.w, arg.first + (int)blockIdx.x);
     Level l = p.level;
     int image = blockIdx.y, y = p.top + down_row(), x = p.left + down_column();
@@ -426,17 +434,19 @@ DEVICE void spread(const structural_spread_arguments& arg) {
         u32 i = 256 * k + threadIdx.x, to = i + i / REACH_W * (REACH_ROW - REACH_W);
         if (i >= REACH_H * REACH_W) continue;
         UNROLL
-        for (int f = 0; f < 3; f++) slopes[f * REACH_H * REACH_ROW + to] = loaded[k][f];
+        for (int f = 0; f < 3; f++) slopes[f * PLANE + to] = loaded[k][f];
     }
     barrier();
     double share = 0;
     double* shares = arg.shares + (long long)image * l.patches + p.number;
-    if (threadIdx.x < ALONG_UNITS) {
+    if (threadIdx.x < ALONG_THREADS) {
         UNROLL
         for (int f = 0; f < 3; f++) {
             float value[20];
-            load_along(slopes + f * REACH_H * REACH_ROW, value);
-            filter_along(value, filtered + f * FILTERED);
+            load_along(slopes + f * PLANE, value);
+            Along sums = filter_along(value);
+            warp_barrier();
+            store_along(sums, slopes + f * PLANE);
         }
     } else if (threadIdx.x == 255 && finest) {
         // Its warp has nothing else to do meanwhile. The gradient of SSIM's only level does not
@@ -450,7 +460,7 @@ DEVICE void spread(const structural_spread_arguments& arg) {
     barrier();
     float fields[3][DOWN];
     UNROLL
-    for (int f = 0; f < 3; f++) filter_down(filtered + f * FILTERED, fields[f]);
+    for (int f = 0; f < 3; f++) filter_down(slopes + f * PLANE, fields[f]);
     if (!finest) {
         for (int k = 0; k < DOWN; k++) {
             int at = (y + k) * l.w + x;
@@ -489,7 +499,7 @@ DEVICE void spread(const structural_spread_arguments& arg) {
 }
 
 // Grid: (patches from the first one on, images). Shared memory: three slopes of 42 x 42 windows,
-// then, in their place, filtered along 42 rows of 32; eighteen f32. Least traffic a pixel: 39 bytes read
+// then, in their place, these filtered along 42 rows of 32; eighteen f32. Least traffic a pixel: 39 bytes read
 // (28 at coarser levels, where s and d are stored), 12 written (4).
 KERNEL_CROWDED(structural_spread, 3) { spread<false>(arg); }
 

@@ -8,7 +8,7 @@ multiprocessor, with the waits that the code itself states. Needs no GPU:
 
 The step is Nano x2, LQ 128, batch 16 on one of CARDS. The thread blocks of a launch divide the tiles of 16 x 16 LQ pixels among themselves; a
 multiprocessor starts its share of the blocks one after another, as many at once as fit. Where tiles at an edge of the image cost more, the
-multiprocessor with the most of them is simulated as well, because a launch ends with its slowest block. Machine code since Volta states
+multiprocessors with the fewest and the most of them are simulated, because a launch ends with its slowest block. Machine code since Volta states
 for every instruction how long its warp pauses after it and which of six counters it waits for, so the waits of a warp are known. What is
 not in the code is in CARDS, LATENCY and Op (also which of two kernels the program launches on the card): clocks of tensor cores, f64 units and special functions, and the latency of loads, of which a
 card's share comes from its cache. Loops run as often as KERNELS says; branches for other losses and the slow paths of divisions are not
@@ -48,6 +48,11 @@ class Card(typing.NamedTuple):
     shared: int  # bytes of shared memory of a multiprocessor
     depthwise: str  # the unit that computes the depthwise step of a Nano block, as the program chooses it
 
+    @property
+    def sum_blocks(self):
+        """Most blocks of a kernel that sums, as the program chooses it."""
+        return min(256, 2 * self.sms)
+
 
 # The sources: CUDA programming guide (results a clock and multiprocessor), published microbenchmarks of mma.sync on Hopper (62 % of the
 # rate of wgmma) and of cache latencies. GeForce cards multiply halves with f32 sums at half rate. An H200's cache holds most of what the
@@ -61,12 +66,24 @@ PAUSE = 1.2
 TILES = 16 * 128 * 128 // 256
 LQ, HR = 16 * 128 * 128, 16 * 256 * 256
 PARAMETERS = 20_000
-# Partial sums of 256 blocks that reduce_sums reads, bytes.
-PARTIALS = 15.7e6
+# Partial sums that reduce_sums reads of a block that sums, bytes.
+PARTIALS = 15.7e6 / 256
+# Places that a block of `reconstruct_x2` and its backward kernel moves on with each tile.
+SPREAD = 13
 
 
-def no_tiles(w):
+def nothing(w, card):
     return []
+
+
+def strips(card):
+    """Strips of an edge that a block of `reconstruct_back_x2` sums: 128 of each edge, a quarter of the blocks for each."""
+    return -(-128 // -(-card.sum_blocks // 4))
+
+
+def rounds(card):
+    """Rounds of eight partial sums that a thread of `reduce_sums` adds."""
+    return -(-(-(-card.sum_blocks // 8)) // 8)
 
 
 def edges(w, tile):
@@ -88,13 +105,13 @@ class Kernel(typing.NamedTuple):
     use: str
     warps: int  # of a block
     fit: int  # blocks of a multiprocessor
-    grid: typing.Optional[int]  # blocks, or None for as many as fit
-    moved: float  # bytes
+    grid: typing.Union[int, str, None]  # blocks; "sum": those that sum; "run": those where each has a run of tiles; None: as many as fit
+    moved: float  # bytes; those of `reduce_sums` for each block that sums
     launches: int
     # Iterations of the loops: inside the loop over tiles (by warp; of edge tiles by warp and tile), and before it. Without a loop over
     # tiles `before` has all of them.
     trips: typing.Optional[typing.Callable] = None
-    before: typing.Callable = no_tiles
+    before: typing.Callable = nothing
     edges: bool = False
     beside: bool = False  # runs beside others
     depthwise: typing.Optional[str] = None  # the unit that the kernel is for, if there is one for each
@@ -105,31 +122,31 @@ class Kernel(typing.NamedTuple):
 
 KERNELS = [
     Kernel("set_scalars", "", 1, 16, 1, 64, 1),
-    Kernel("fold_conv", "", 8, 6, 54, 5e5, 1, before=lambda w: [3, 3, 1, 0, 0, 0, 0], beside=True),
+    Kernel("fold_conv", "", 8, 6, 54, 5e5, 1, before=lambda w, card: [3, 3, 1, 0, 0, 0, 0], beside=True),
     Kernel("conv_rgb", "conv_in", 8, 4, None, 44 * LQ, 1, lambda w: []),
     Kernel("nano_block", "", 8, 3, None, 64 * LQ, 3, lambda w: [2], depthwise="tensor", words=True),
     Kernel("nano_block_plain", "", 8, 3, None, 64 * LQ, 3, lambda w: [2], depthwise="plain", words=True),
     Kernel("conv", "conv_mid", 8, 3, None, 64 * LQ, 1, lambda w: []),
-    Kernel("reconstruct_x2", "", 8, 2, 256, 104 * LQ, 1, lambda w, t: [2, 1] + edges(w, t), edges=True),
+    Kernel("reconstruct_x2", "", 8, 2, "sum", 104 * LQ, 1, lambda w, t: [2, 1] + edges(w, t), edges=True),
     # An image has 64 patches of 32 x 32 pixels. The loops are those of coarser levels.
-    Kernel("structural_windows", "", 8, 5, 1024, 27 * HR, 1, before=lambda w: [0, 0], losses=("ssim",), shared=39_040),
-    Kernel("structural_spread_losses", "", 8, 3, 1024, 39 * HR, 1, before=lambda w: [0, 0], losses=("ssim",), shared=40_392),
-    # Before its tiles a block sums two strips of an edge.
+    Kernel("structural_windows", "", 8, 5, 1024, 27 * HR, 1, before=lambda w, card: [0, 0], losses=("ssim",), shared=29_632),
+    Kernel("structural_spread_losses", "", 8, 3, 1024, 39 * HR, 1, before=lambda w, card: [0, 0], losses=("ssim",), shared=22_248),
+    # Before its tiles a block sums strips of an edge.
     Kernel(
-        "reconstruct_back_x2", "", 10, 2, 256, 112 * LQ, 1, lambda w, t: edges(w, t) if w < 8 else [0] * 8,
-        before=lambda w: [1, 2, (2 if w < 2 else 1) if w < 8 else 0, 16 if w < 8 else 0], edges=True,
+        "reconstruct_back_x2", "", 10, 2, "sum", 112 * LQ, 1, lambda w, t: edges(w, t) if w < 8 else [0] * 8,
+        before=lambda w, card: [1, strips(card), (2 if w < 2 else 1) if w < 8 else 0, 16 if w < 8 else 0], edges=True,
     ),
-    Kernel("reduce_sums", "of reconstruct", 8, 6, 431, PARTIALS * 431 / 651, 1, before=lambda w: [3, 0, 0, 0, 0, 4, 0, 0], beside=True),
-    Kernel("unfold_gradients", "", 8, 4, 92, 1e6, 1, before=lambda w: [0, 0, 3, 1, 1, 3, 0, 0, 0, 0], beside=True),
-    Kernel("conv_gradients", "conv_mid", 8, 2, 256, 96 * LQ, 1, lambda w: []),
+    Kernel("reduce_sums", "of reconstruct", 8, 6, 431, PARTIALS * 431 / 651, 1, before=lambda w, card: [3, 0, 0, 0, 0, rounds(card)], beside=True),
+    Kernel("unfold_gradients", "", 8, 4, 92, 1e6, 1, before=lambda w, card: [0, 0, 3, 1, 1, 3, 0, 0, 0, 0], beside=True),
+    Kernel("conv_gradients", "conv_mid", 8, 2, "sum", 96 * LQ, 1, lambda w: []),
     # The left columns of a block's first tile; then that tile's passes of five or four iterations and of one iteration, counted as two
     # passes of three, and the single pass of every other tile.
-    Kernel("nano_block_back", "", 8, 2, 256, 96 * LQ, 3, lambda w: [(w // 4 + (w == 4), 0), (2, 1), (3, 5 - w // 4), 4, 2], depthwise="tensor", words=True),
-    Kernel("nano_block_back_plain", "", 8, 2, 256, 96 * LQ, 3, lambda w: [(w // 4 + (w == 4), 0), (2, 1), (3, 5 - w // 4), 4, 2], depthwise="plain", words=True),
-    Kernel("conv_rgb_weights", "conv_in", 8, 4, 256, 44 * LQ, 1, lambda w: []),
-    Kernel("reduce_sums", "", 8, 6, 220, PARTIALS * 220 / 651, 1, before=lambda w: [3, 0, 0, 0, 0, 4, 0, 0]),
-    Kernel("gradient_squares", "", 8, 6, -(-PARAMETERS // 1024), 4 * PARAMETERS, 1, before=lambda w: [0, 1]),
-    Kernel("adam", "", 8, 6, -(-PARAMETERS // 256), 36 * PARAMETERS, 1, before=lambda w: [1, 1, 0]),
+    Kernel("nano_block_back", "", 8, 2, "run", 96 * LQ, 3, lambda w: [(w // 4 + (w == 4), 0), (2, 1), (3, 5 - w // 4), 4, 2], depthwise="tensor", words=True),
+    Kernel("nano_block_back_plain", "", 8, 2, "run", 96 * LQ, 3, lambda w: [(w // 4 + (w == 4), 0), (2, 1), (3, 5 - w // 4), 4, 2], depthwise="plain", words=True),
+    Kernel("conv_rgb_weights", "conv_in", 8, 4, "sum", 44 * LQ, 1, lambda w: []),
+    Kernel("reduce_sums", "", 8, 6, 220, PARTIALS * 220 / 651, 1, before=lambda w, card: [3, 0, 0, 0, 0, rounds(card)]),
+    Kernel("gradient_squares", "", 8, 6, -(-PARAMETERS // 1024), 4 * PARAMETERS, 1, before=lambda w, card: [0, 1]),
+    Kernel("adam", "", 8, 6, -(-PARAMETERS // 256), 36 * PARAMETERS, 1, before=lambda w, card: [1, 1, 0]),
 ]
 # Clocks from issue to result of the instructions whose result the code waits for by a counter.
 LATENCY = {"L1": 35, "LDS": 30, "LDSM": 33, "SHFL": 25, "MOVM": 33, "LDC": 40, "ULDC": 40, "S2R": 40, "S2UR": 40, "MUFU": 30, "I2F": 30, "F2I": 30, "FRND": 30}
@@ -394,11 +411,42 @@ def edge_loads(ops, labels):
     return {op.place for op in ops if op.name == "LDG" and sum(l[0] <= op.place <= l[1] for l in inside) > 1}
 
 
+def blocks_in(kernel, card):
+    """Blocks of a launch."""
+    if kernel.grid == "sum":
+        return card.sum_blocks
+    if kernel.grid == "run":
+        return -(-TILES // -(-TILES // card.sum_blocks))
+    return kernel.grid or card.sms * kernel.fit
+
+
+def tiles_of(kernel, card, block):
+    """The tiles of a block. Where those at edges cost more, a block moves on with each round of all blocks; the numbers of other kernels'
+    tiles mean nothing."""
+    grid = blocks_in(kernel, card)
+    if kernel.grid == "run":
+        each = -(-TILES // grid)
+        return list(range(block * each, min((block + 1) * each, TILES)))
+    spread = SPREAD if kernel.edges else 0
+    tiles = (i * grid + (block + i * spread) % grid for i in range(-(-TILES // grid)))
+    return [tile for tile in tiles if tile < TILES]
+
+
+def least_and_most_edges(kernel, card):
+    """The first blocks of the two multiprocessors whose tiles touch edges of the image least and most often."""
+    def touched(first):
+        tiles = [tile for block in range(first, blocks_in(kernel, card), card.sms) for tile in tiles_of(kernel, card, block)]
+        return len(tiles), sum((tile % 64 // 8 in (0, 7)) + (tile % 8 in (0, 7)) for tile in tiles)
+
+    by_edges = sorted(range(card.sms), key=touched)
+    return [by_edges[0], by_edges[-1]]
+
+
 def blocks_of(kernel, code, card, first):
     """The paths of the blocks of the multiprocessor that gets block number `first`."""
     ops, labels = code
     found = loops(ops, labels)
-    grid = kernel.grid or card.sms * kernel.fit
+    grid = blocks_in(kernel, card)
     outer = max(found, key=lambda l: l[1] - l[0]) if kernel.trips else None
     inner = [l for l in found if outer and outer[0] <= l[0] and l[1] <= outer[1] and l != outer]
     before = [l for l in found if not outer or l[1] < outer[0]]
@@ -406,7 +454,7 @@ def blocks_of(kernel, code, card, first):
     def numbers(w, tile):
         return kernel.trips(w, tile) if kernel.edges else kernel.trips(w)
 
-    expected = [(len(before), len(kernel.before(0)), "before" if outer else "without")]
+    expected = [(len(before), len(kernel.before(0, card)), "before" if outer else "without")]
     if outer:
         expected.append((len(inner), len(numbers(0, 0)), "inside"))
     for made, known, where in expected:
@@ -414,10 +462,10 @@ def blocks_of(kernel, code, card, first):
             sys.exit(f"{kernel.name}: the compiler made {made} loops {where} a loop over tiles, KERNELS has iterations for {known}")
     blocks = []
     for block in range(first, grid, card.sms):
-        tiles = [block + grid * i for i in range(TILES // grid + (block < TILES % grid))] if outer else []
+        tiles = tiles_of(kernel, card, block) if outer else []
         paths = {}
         for w in range(kernel.warps):
-            trips = {l[0]: t for l, t in zip(before, kernel.before(w))}
+            trips = {l[0]: t for l, t in zip(before, kernel.before(w, card))}
             if outer:
                 own = list(zip(*(numbers(w, t) for t in tiles))) if kernel.edges else numbers(w, 0)
                 trips.update({outer[0]: len(tiles), **{l[0]: list(t) if kernel.edges else t for l, t in zip(inner, own)}})
@@ -466,13 +514,13 @@ def main():
             for op in ops:
                 if op.name == "LDG" and op.clocks == 1:
                     op.clocks = 2
-        # On an H200 the blocks of multiprocessor 9 have no tile at an edge; block 0 has corners only.
-        runs = [blocks_of(kernel, (ops, labels), card, first) for first in ([9, 0] if kernel.edges else [0])]
+        runs = [blocks_of(kernel, (ops, labels), card, first) for first in (least_and_most_edges(kernel, card) if kernel.edges else [0])]
         again = edge_loads(ops, labels) if kernel.edges else ()
         fit = min(kernel.fit, card.shared // (kernel.shared + 1024)) if kernel.shared else kernel.fit
         results = [simulate(blocks, fit, card, again) for blocks in runs]
         blocks, (clocks, issued, busy, waits) = max(zip(runs, results), key=lambda r: r[1][0])
-        bytes_alone = kernel.moved / card.bandwidth * 1e6
+        moved = kernel.moved * (card.sum_blocks if kernel.name == "reduce_sums" else 1)
+        bytes_alone = moved / card.bandwidth * 1e6
         microseconds = max(clocks / card.ghz / 1e3, bytes_alone)
         if kernel.beside:
             beside += kernel.launches * microseconds
@@ -487,7 +535,7 @@ def main():
             flush=True,
         )
         if kernel.edges:
-            print(f"|   on multiprocessor 9 | | | | {results[0][0] / card.ghz / 1e3:.1f} | | |")
+            print(f"|   with the fewest edges | | | | {results[0][0] / card.ghz / 1e3:.1f} | | |")
         if args.kernel:
             everything = sum(waits.values())
             for (reason, op), times in waits.most_common(25):

@@ -9,7 +9,7 @@ use super::step_time::RunTime;
 use anyhow::{Result, bail, ensure};
 use paragon::backend::CudaSizing;
 use paragon::backend::cpu::CpuOptions;
-use paragon::backend::cuda::{Depthwise, lower, nccl_is_off};
+use paragon::backend::cuda::{Choices, lower, nccl_is_off};
 use paragon::config::{Settings, Value};
 use paragon::loader::{LoaderBound, STACK_BYTES, degrade_bytes};
 use paragon::model::Setting;
@@ -167,7 +167,7 @@ impl Work {
         }
         let mut launches = None;
         if place.is_device() {
-            let program = lower(plan, Depthwise::default())?;
+            let program = lower(plan, Choices::default())?;
             launches = Some(program.micro.len() * accum_iter + program.update.len());
             for op in program.micro.iter().chain(&program.update) {
                 if let Some(at) = op.op {

@@ -45,7 +45,10 @@ fn trajectories_match_the_golden_files_on_the_device() {
         unsafe { std::env::set_var("FAKE_CUDA_CAPABILITY", "90") };
         Device::open(0).unwrap()
     });
-    let units = [&device].into_iter().chain(&other).map(|d| d.depthwise());
+    let units = [&device]
+        .into_iter()
+        .chain(&other)
+        .map(|d| d.choices().depthwise);
     assert!(card || units.eq([Depthwise::Plain, Depthwise::Tensor]));
     // File, precision, and the largest number of iterations (fibers are slow).
     let runs = [

@@ -8,7 +8,7 @@ use kernels_common::{Host, ORDERS, Order, SCALARS, compile, from_activations, to
 use network_common::{Twin, bytes, options, spec};
 use paragon::backend::cpu::{CpuBackend, Isa};
 use paragon::backend::cuda::{
-    CudaSizing, Depthwise, Launch, Order as LaunchOrder, lower_range, lower_range_for,
+    Choices, CudaSizing, Depthwise, Launch, Order as LaunchOrder, lower_range, lower_range_for,
 };
 use paragon::backend::selftest::{SharedBuffer, shared_buffers, stores_halves};
 use paragon::backend::{Backend, Scalars, write_floats};
@@ -76,16 +76,16 @@ pub fn compare_network(
     sanitize: bool,
     chosen: impl Fn(&Op) -> bool,
 ) {
-    let unit = (precision, Depthwise::Tensor);
-    compare_on(network, case, optimizer, unit, orders, sanitize, chosen);
+    let on = (precision, Choices::default());
+    compare_on(network, case, optimizer, on, orders, sanitize, chosen);
 }
 
-/// The same with a given unit for the depthwise step.
-fn compare_on(
+/// The same with what a card decides.
+pub fn compare_on(
     (net, params): (&Network, &[f32]),
     case: Case<'_>,
     optimizer: OptimizerKind,
-    (precision, depthwise): (Precision, Depthwise),
+    (precision, choices): (Precision, Choices),
     orders: &[Order],
     sanitize: bool,
     chosen: impl Fn(&Op) -> bool,
@@ -204,10 +204,10 @@ fn compare_on(
                 continue;
             }
             let what = format!(
-                "{precision} ({depthwise:?}) x{scale} {batch} x {h} x {w} {losses:?} {recompute}: operation {at} ({})",
+                "{precision} ({choices:?}) x{scale} {batch} x {h} x {w} {losses:?} {recompute}: operation {at} ({})",
                 op.label()
             );
-            let launches = lower_range_for(&plan, at..at + 1, depthwise).unwrap();
+            let launches = lower_range_for(&plan, at..at + 1, choices).unwrap();
             for host in &mut hosts {
                 host.run(&scalars, &launches)
                     .unwrap_or_else(|e| panic!("{what}, {:?}: {e}", host.order));
@@ -353,12 +353,13 @@ fn nano_block() {
 /// The same with the depthwise step by multiply-adds.
 #[test]
 fn nano_block_by_multiply_adds() {
-    let run = |unit, case: Case<'_>, orders: &[Order], sanitize| {
+    let run = |(precision, unit): (_, Depthwise), case: Case<'_>, orders: &[Order], sanitize| {
+        let on = (precision, unit.into());
         let twin = Twin::new(case.0, 11);
         let network = (&twin.net, &twin.params[..]);
         let chosen = |op: &Op| matches!(op, Op::NanoBlock(_) | Op::NanoBlockBack(_));
         let optimizer = OptimizerKind::AdamW;
-        compare_on(network, case, optimizer, unit, orders, sanitize, chosen);
+        compare_on(network, case, optimizer, on, orders, sanitize, chosen);
     };
     let units = UNITS.into_iter().filter(|unit| unit.1 == Depthwise::Plain);
     for unit in units.clone() {
@@ -368,6 +369,28 @@ fn nano_block_by_multiply_adds() {
     }
     for unit in units {
         run(unit, CASES[1], &[Order::Forward], true);
+    }
+}
+
+/// A card with few multiprocessors launches fewer blocks that sum than the plan has room for.
+#[test]
+fn few_blocks_that_sum() {
+    for (precision, depthwise) in UNITS {
+        let case = (2, 2, (40, 33), L1_ONLY, false, Recompute::Block);
+        let twin = Twin::new(case.0, 11);
+        let network = (&twin.net, &twin.params[..]);
+        let on = Choices {
+            sum_blocks: 7,
+            depthwise,
+        };
+        let sums = |op: &Op| {
+            matches!(
+                op,
+                Op::ConvBack(_) | Op::NanoBlockBack(_) | Op::ReconstructBack(_)
+            )
+        };
+        let (optimizer, on) = (OptimizerKind::AdamW, (precision, on));
+        compare_on(network, case, optimizer, on, &ORDERS[..1], true, sums);
     }
 }
 
@@ -471,7 +494,7 @@ fn tiles_of_a_block_share_their_halos() {
             }
             // Zeros take the place of the sums of thread blocks that do not run.
             host.bytes(block.workspace.unwrap()).fill(0);
-            let mut launches = lower_range_for(&plan, at..at + 1, depthwise).unwrap();
+            let mut launches = lower_range_for(&plan, at..at + 1, depthwise.into()).unwrap();
             // There are 2 x 3 x 5 tiles.
             if let Some(blocks) = blocks {
                 launches[0].grid[0] = blocks;
@@ -1225,7 +1248,7 @@ fn unnoticed_barriers_on(
         // a pixel loss that Reconstruct computes belongs to it
         let both = plan.fusion(at).is_some_and(|fusion| fusion.absorbed);
         let range = at..at + 1 + usize::from(both);
-        let mut launches = lower_range_for(&plan, range, depthwise).unwrap();
+        let mut launches = lower_range_for(&plan, range, depthwise.into()).unwrap();
         if few_blocks {
             run_on_few_blocks(&mut launches);
         }

@@ -2,9 +2,11 @@
 //! but Nano, as `kernels_host` has those of Nano.
 
 use crate::kernels_common::{Host, ORDERS, Order, SCALARS, compile, to_activations};
-use crate::kernels_host::{Case, PRECISIONS, barriers, compare_network, unnoticed_barriers};
+use crate::kernels_host::{
+    Case, PRECISIONS, barriers, compare_network, compare_on, unnoticed_barriers,
+};
 use crate::network_common::{noise, spec};
-use paragon::backend::cuda::{CudaSizing, lower_range};
+use paragon::backend::cuda::{Choices, CudaSizing, lower_range};
 use paragon::model::{Network, Recompute, StepSpec, training_plan};
 use paragon::plan::LossKind::{self, L1};
 use paragon::plan::{Conv, Op, OptimizerKind, Precision, RmsNorm};
@@ -117,6 +119,35 @@ fn pro() {
     let case = (2, 1, (8, 16), L1_ONLY, false, Recompute::None);
     for precision in [Precision::F32, Precision::Bf16] {
         compare(&net, case, precision, (&[Order::Mixed], false), 2);
+    }
+}
+
+/// A card with few multiprocessors launches fewer blocks that sum than the plan has room for.
+#[test]
+fn few_blocks_that_sum() {
+    let on = Choices {
+        sum_blocks: 5,
+        ..Choices::default()
+    };
+    let photo = network("photo", 2, &[("window_size", 8)]);
+    let compact = network("compact", 2, &[("num_feat", 64), ("num_conv", 1)]);
+    for (net, params) in [network("stream", 2, &[]), photo, compact] {
+        for precision in [Precision::F32, Precision::Bf16] {
+            let seen = RefCell::new(HashMap::new());
+            let case = (2, 1, (40, 33), L1_ONLY, false, Recompute::None);
+            let (optimizer, on) = (OptimizerKind::AdamW, (precision, on));
+            let network = (&net, &params[..]);
+            compare_on(network, case, optimizer, on, &ORDERS[..1], false, |op| {
+                let mut seen = seen.borrow_mut();
+                let count: &mut usize = seen.entry(op.name()).or_default();
+                *count += 1;
+                let sums = matches!(
+                    op,
+                    Op::ConvBack(_) | Op::RmsNormBack(_) | Op::StreamBlockBack(_)
+                );
+                *count <= 2 && sums
+            });
+        }
     }
 }
 

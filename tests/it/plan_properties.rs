@@ -5,7 +5,7 @@
 
 use paragon::backend::CudaSizing;
 use paragon::backend::cpu::{CpuOptions, Isa};
-use paragon::backend::cuda::{Depthwise, lower};
+use paragon::backend::cuda::{Choices, lower};
 use paragon::model::{InferenceSpec, Network, Recompute, StepSpec, inference_plan, training_plan};
 use paragon::plan::{BufferId, LossKind, Op, PlanData, Precision, Sizing};
 use proptest::prelude::*;
@@ -115,7 +115,7 @@ fn check(plan: &PlanData) -> Result<(), TestCaseError> {
 /// if the last launch that names one comes before the first that names the other.
 fn check_launches(plan: &PlanData) -> Result<(), TestCaseError> {
     let program =
-        lower(plan, Depthwise::default()).map_err(|e| TestCaseError::fail(e.to_string()))?;
+        lower(plan, Choices::default()).map_err(|e| TestCaseError::fail(e.to_string()))?;
     let mut uses: Vec<Option<(usize, usize)>> = vec![None; plan.buffers.len()];
     for (at, launch) in program.micro.iter().chain(&program.update).enumerate() {
         for pointer in launch.arguments.pointers() {
@@ -243,7 +243,7 @@ fn sums_that_do_not_live_until_they_are_added_up_are_noticed() {
     // sums, whose lifetimes are too short.
     let mut forgetful = (*training_plan(&net, &spec, &Forgetful(sizing)).unwrap()).clone();
     assert!(
-        lower(&forgetful, Depthwise::default())
+        lower(&forgetful, Choices::default())
             .unwrap_err()
             .to_string()
             .contains("is not kept until its sums are added up")

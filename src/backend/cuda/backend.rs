@@ -81,7 +81,7 @@ impl CudaBackend {
             precision: plan.precision,
         })
         .map_err(Error::Plan)?;
-        let Program { micro, update } = lower(&plan, device.depthwise())?;
+        let Program { micro, update } = lower(&plan, device.choices())?;
         let module = device.module(plan.precision)?;
         let places = BatchPlace::all(device, &plan, base, &micro)?;
         let backend = CudaBackend {
@@ -287,7 +287,7 @@ impl Backend for CudaBackend {
         self.metrics_copy = None;
         self.set_scalars(scalars)?;
         // lowered by itself, so that its sums are flushed, too
-        let launches = lower_range_for(&self.plan, at..at + 1, self.device.depthwise())?;
+        let launches = lower_range_for(&self.plan, at..at + 1, self.device.choices())?;
         self.launch(&self.places[self.current].reading(&self.plan, &launches))
     }
 

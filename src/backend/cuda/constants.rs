@@ -155,8 +155,6 @@ constants! {
     REACH_W: usize = PATCH_W + WINDOW - 1;
     /// f32 elements between two rows of them in shared memory; the gap is against bank conflicts.
     REACH_ROW: usize = REACH_W + 2;
-    /// The same of rows that are filtered along their length.
-    FILTERED_ROW: usize = PATCH_W + 4;
     /// Levels of MS-SSIM.
     LEVELS: usize = MS_SSIM_EXPONENTS.len();
     /// f32 slopes of a patch: three of every window.

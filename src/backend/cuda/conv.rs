@@ -21,13 +21,13 @@ pub(super) fn sum_count(o: &ConvBack) -> usize {
     o.forward.weight.len + o.forward.bias.len
 }
 
-/// Blocks that each have a partial sum of everything.
-fn sum_blocks(o: &ConvBack) -> usize {
-    tiles(o.forward.extent).min(most_sum_blocks())
+/// Blocks, `most` at most, that each have a partial sum of everything.
+fn sum_blocks(o: &ConvBack, most: usize) -> usize {
+    tiles(o.forward.extent).min(most)
 }
 
 pub(super) fn workspace(o: &ConvBack) -> u64 {
-    reduce::partial_bytes(sum_count(o), sum_blocks(o)) as u64
+    reduce::partial_bytes(sum_count(o), sum_blocks(o, most_sum_blocks())) as u64
 }
 
 /// Bytes of shared memory of a tile with `border` pixels around it.
@@ -119,7 +119,8 @@ pub(super) fn forward(l: &mut Lowering<'_>, o: &Conv, unpack: Option<&Unpack>) -
 pub(super) fn backward(l: &mut Lowering<'_>, o: &ConvBack) -> Result<()> {
     let c = &o.forward;
     let workspace = l.workspace(o.workspace)?;
-    let sums = reduce::sums_in(l, workspace, o.slice, sum_count(o), sum_blocks(o));
+    let blocks = sum_blocks(o, l.choices.sum_blocks);
+    let sums = reduce::sums_in(l, workspace, o.slice, sum_count(o), blocks);
     if reads_rgb(c) {
         rgb_gradients(l, o, &sums)?;
     } else {

@@ -2,8 +2,8 @@
 //! device that cannot be used, or too little memory, is an error, never a panic. Depends on the
 //! driver and the modules.
 
+use super::choices::Choices;
 use super::driver::{Call, LEAST_CAPABILITY, bind_to_release, device_count};
-use super::lowering::Depthwise;
 use super::module::Module;
 use super::resources::Multiprocessor;
 use super::switches::Switches;
@@ -195,10 +195,13 @@ impl Device {
         }
     }
 
-    /// The unit that computes the depthwise step of Nano's kernels.
-    pub fn depthwise(&self) -> Depthwise {
-        let chosen = self.switches.depthwise;
-        chosen.unwrap_or_else(|| Depthwise::of_card(self.capability))
+    /// What a lowering chooses by this card, unless switches say otherwise.
+    pub fn choices(&self) -> Choices {
+        let card = Choices::of_card(self.capability, self.processors);
+        Choices {
+            depthwise: self.switches.depthwise.unwrap_or(card.depthwise),
+            sum_blocks: self.switches.sum_blocks.unwrap_or(card.sum_blocks),
+        }
     }
 
     /// Seconds that loading the kernels for a type of activations took; `None` before

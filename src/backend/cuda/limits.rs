@@ -8,8 +8,9 @@ use std::sync::OnceLock;
 /// block takes one more, holds two.
 pub const MOST_SHARED: u32 = 49 << 10;
 
-/// Blocks of a kernel that sums over pixels, unless [`SUM_BLOCKS_VARIABLE`] says otherwise: nearly
-/// two for every multiprocessor of the largest card in use.
+/// Most blocks of a kernel that sums over pixels, unless [`SUM_BLOCKS_VARIABLE`] says otherwise: nearly
+/// two for every multiprocessor of the largest card in use. Smaller cards launch fewer
+/// ([`super::choices`]).
 const SUM_BLOCKS: usize = 256;
 
 /// Sets the number of these blocks, for measurements: it changes the order of sums, so also the last
@@ -19,8 +20,8 @@ pub(super) const SUM_BLOCKS_VARIABLE: &str = "PARAGON_CUDA_SUM_BLOCKS";
 /// Numbers that it may have: a layer divides them among up to 16 groups.
 pub(super) const SUM_BLOCKS_RANGE: RangeInclusive<usize> = 16..=1024;
 
-/// Most blocks of a kernel that sums over pixels. The number is the same on every card, so that sums have
-/// one order; it never changes while the program runs.
+/// Blocks of a kernel that sums over pixels that plans have room for. The number is the same for every card,
+/// so that a plan can be made before a card is known; it never changes while the program runs.
 pub(super) fn most_sum_blocks() -> usize {
     static BLOCKS: OnceLock<usize> = OnceLock::new();
     *BLOCKS.get_or_init(|| {

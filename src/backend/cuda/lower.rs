@@ -1,42 +1,43 @@
 //! From a plan to its launches: every operation is lowered by the file of its family; here are
 //! the pairs that one kernel computes at once. Depends on the families.
 
+use super::choices::Choices;
 use super::launch::{Launch, Program};
-use super::lowering::{Depthwise, Lowering};
+use super::lowering::Lowering;
 use super::plain::norm;
 use super::{conv, operation, pixels, reconstruct, reduce, structural};
 use crate::plan::{Op, PlanData};
 use anyhow::{Result, ensure};
 use std::ops::Range;
 
-/// The launches of a plan made with [`super::CudaSizing`], for cards whose faster unit is `depthwise`.
+/// The launches of a plan made with [`super::CudaSizing`], with what the card decides.
 ///
 /// # Errors
 /// When an operation has no kernel for its shape, or a launch would be larger than a device allows.
-pub fn lower(plan: &PlanData, depthwise: Depthwise) -> Result<Program> {
+pub fn lower(plan: &PlanData, choices: Choices) -> Result<Program> {
     Ok(Program {
-        micro: lower_range_for(plan, plan.micro.clone(), depthwise)?,
-        update: lower_range_for(plan, plan.update.clone(), depthwise)?,
+        micro: lower_range_for(plan, plan.micro.clone(), choices)?,
+        update: lower_range_for(plan, plan.update.clone(), choices)?,
     })
 }
 
-/// The launches of a range of a plan's operations, on tensor cores where both units can do it.
+/// The launches of a range of a plan's operations, with the choices that suit no card in particular.
 /// Deferred sums are flushed at its end.
 ///
 /// # Errors
 /// As [`lower`].
 pub fn lower_range(plan: &PlanData, range: Range<usize>) -> Result<Vec<Launch>> {
-    lower_range_for(plan, range, Depthwise::Tensor)
+    lower_range_for(plan, range, Choices::default())
 }
 
-/// As [`lower_range`] with this unit.
+/// As [`lower_range`] with these choices.
 ///
 /// # Errors
 /// As [`lower`].
 pub fn lower_range_for(
     plan: &PlanData,
     range: Range<usize>,
-    depthwise: Depthwise,
+    choices: Choices,
 ) -> Result<Vec<Launch>> {
     ensure!(
         range.start <= range.end && range.end <= plan.ops.len(),
@@ -44,7 +45,7 @@ pub fn lower_range_for(
         plan.ops.len()
     );
     check_extents(&plan.ops[range.clone()])?;
-    let (mut l, mut at) = (Lowering::new(plan, depthwise)?, range.start);
+    let (mut l, mut at) = (Lowering::new(plan, choices)?, range.start);
     while at < range.end {
         l.begin(at);
         if at + 1 < range.end && fused(&mut l, plan, at)? {
@@ -89,7 +90,7 @@ fn fused(l: &mut Lowering<'_>, plan: &PlanData, at: usize) -> Result<bool> {
         (Op::Reconstruct(end), Op::PixelLoss(loss)) => {
             reconstruct::forward(l, end, Some(loss))?;
             l.begin(at + 1);
-            pixels::defer_loss(l, loss, reconstruct::loss_blocks(end))?;
+            pixels::defer_loss(l, loss, reconstruct::loss_blocks(end, l.choices.sum_blocks))?;
         }
         (Op::PixelLoss(pixel), Op::StructuralLoss(loss)) => {
             l.begin(at + 1);
@@ -124,7 +125,7 @@ mod tests {
             precision: Precision::F32,
         };
         let plan = inference_plan(&Network::new("nano", 8)?, &spec, &sizing)?;
-        lower(&plan, Depthwise::default())
+        lower(&plan, Choices::default())
     }
 
     #[test]

@@ -4,6 +4,7 @@
 
 use super::arguments::{Act, Address, CStruct, Code, Element, Folded, Gradient, Kernel};
 use super::arguments::{Parameter, Partial, Total};
+use super::choices::Choices;
 use super::launch::{Launch, Order, Shape};
 use super::signatures::{DeviceScalars, SumJob};
 use crate::plan::{BufferId, PlanData, Precision};
@@ -16,34 +17,11 @@ pub(super) struct PendingSums {
     pub jobs: Vec<(usize, SumJob)>,
 }
 
-/// The unit that computes the depthwise step of a Nano block in half precision. Both sum in f32; the
-/// taps are rounded to half precision for tensor cores alone, so the last bits differ.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub enum Depthwise {
-    /// Tensor cores multiply by diagonal matrices, mostly zeros.
-    #[default]
-    Tensor,
-    /// Multiply-adds.
-    Plain,
-}
-
-impl Depthwise {
-    /// The faster unit of a card with this compute capability x 10. Tensor cores multiply halves 16
-    /// times as fast as the other units of sm_80 and sm_90, 8 or 4 times on sm_75, where few blocks
-    /// fit, and 4 or, on consumer cards, 2 times on sm_86, sm_89 and sm_120.
-    pub fn of_card(capability: i32) -> Depthwise {
-        match capability {
-            86 | 89 | 120.. => Depthwise::Plain,
-            _ => Depthwise::Tensor,
-        }
-    }
-}
-
 /// Collects the launches of one operation after another.
 pub(super) struct Lowering<'a> {
     pub plan: &'a PlanData,
-    /// Where half precision is used.
-    pub depthwise: Depthwise,
+    /// What the card decides.
+    pub choices: Choices,
     op: usize,
     /// Launches that depend on none of the others and go ahead of them.
     early: Vec<Launch>,
@@ -57,7 +35,7 @@ impl<'a> Lowering<'a> {
     ///
     /// # Errors
     /// When the plan has more buffers, or larger ones, than addresses can name.
-    pub fn new(plan: &'a PlanData, depthwise: Depthwise) -> Result<Lowering<'a>> {
+    pub fn new(plan: &'a PlanData, choices: Choices) -> Result<Lowering<'a>> {
         let (buffers, bytes) = Address::<f32>::LIMITS;
         ensure!(
             plan.buffers.len() as u64 <= buffers && plan.buffers.iter().all(|b| b.bytes < bytes),
@@ -66,7 +44,7 @@ impl<'a> Lowering<'a> {
         );
         Ok(Lowering {
             plan,
-            depthwise,
+            choices,
             op: 0,
             early: Vec::new(),
             launches: Vec::new(),

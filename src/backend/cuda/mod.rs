@@ -5,12 +5,13 @@
 //! Inside, each file depends only on files further down this list: `rank_sum`, `nccl`, `profile`, `arena`,
 //! `launching`, `backend`, `batch`, `device`, `module`, `driver`, `resources`, `switches`; `lower`, `sizing`, the families (`conv`, `nano`, `reconstruct`, `structural`,
 //! `optimizer`, `pixels`, `plain`), `reduce`, `lowering`, `scalars`, `launch`, `signatures`, `arguments`,
-//! `tiles`, `limits`, `constants`.
+//! `tiles`, `choices`, `limits`, `constants`.
 
 mod arena;
 mod arguments;
 mod backend;
 mod batch;
+mod choices;
 mod constants;
 mod conv;
 mod device;
@@ -46,6 +47,8 @@ pub use arena::CudaArena;
 #[doc(hidden)]
 pub use arguments::{Arguments, Pointer};
 pub use backend::CudaBackend;
+#[doc(hidden)]
+pub use choices::{Choices, Depthwise};
 pub use device::{CopySpeed, Device, RESERVED_BYTES};
 pub use driver::device_count;
 #[doc(hidden)]
@@ -54,8 +57,6 @@ pub use launch::{Launch, Order, Program};
 pub use limits::MOST_SHARED;
 #[doc(hidden)]
 pub use lower::{lower, lower_range, lower_range_for};
-#[doc(hidden)]
-pub use lowering::Depthwise;
 pub use nccl::{NCCL_DEVICE_BYTES, NCCL_HOST_BYTES, NCCL_VARIABLE, Nccl, nccl_is_off};
 pub use profile::LaunchTime;
 #[doc(hidden)]

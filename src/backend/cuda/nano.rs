@@ -1,11 +1,12 @@
 //! Lowering of the fused Nano block and its gradients: kernels/nano_block.cu. Depends on the
 //! lowering's state and the sums.
 
+use super::choices::Depthwise;
 use super::constants::{FEATURES, HIDDEN, MMA_WEIGHTS, NANO_COUNT};
 use super::constants::{PLAIN_BACKWARD, PLAIN_FORWARD, PLANE_GAP};
 use super::launch::Shape;
 use super::limits::most_sum_blocks;
-use super::lowering::{Depthwise, Lowering, int};
+use super::lowering::{Lowering, int};
 use super::reduce::{self, To};
 use super::signatures::{NANO_BLOCK, NANO_BLOCK_BACK, NANO_BLOCK_BACK_PLAIN, NANO_BLOCK_PLAIN};
 use super::signatures::{NanoBlockArguments, NanoBlockBackArguments, NanoParameters};
@@ -18,19 +19,19 @@ pub(super) fn sum_count(o: &NanoBlockBack) -> usize {
     ranges(&o.forward.params)[..6].iter().map(|r| r.len).sum()
 }
 
-/// Tiles that a block of the backward kernel takes: neighbours one after another, so that what
+/// Tiles that each of `most` blocks of the backward kernel takes: neighbours one after another, so that what
 /// their halos share is computed once.
-fn tiles_of_a_block(o: &NanoBlockBack) -> usize {
-    tiles(o.forward.extent).div_ceil(most_sum_blocks())
+fn tiles_of_a_block(o: &NanoBlockBack, most: usize) -> usize {
+    tiles(o.forward.extent).div_ceil(most)
 }
 
 /// Blocks of the backward kernel, each with at least one tile.
-fn sum_blocks(o: &NanoBlockBack) -> usize {
-    tiles(o.forward.extent).div_ceil(tiles_of_a_block(o))
+fn sum_blocks(o: &NanoBlockBack, most: usize) -> usize {
+    tiles(o.forward.extent).div_ceil(tiles_of_a_block(o, most))
 }
 
 pub(super) fn workspace(o: &NanoBlockBack) -> u64 {
-    reduce::partial_bytes(sum_count(o), sum_blocks(o)) as u64
+    reduce::partial_bytes(sum_count(o), sum_blocks(o, most_sum_blocks())) as u64
 }
 
 /// Bytes of shared memory of a tile's hidden channels, as halves, with `border` pixels around it:
@@ -75,7 +76,7 @@ fn parameters(l: &Lowering<'_>, o: &NanoBlock) -> Result<NanoParameters> {
 /// Whether the kernels that compute the depthwise step without tensor cores are launched; f32 has one
 /// kernel.
 fn multiply_adds(l: &Lowering<'_>) -> bool {
-    l.half_precision() && l.depthwise == Depthwise::Plain
+    l.half_precision() && l.choices.depthwise == Depthwise::Plain
 }
 
 /// Lowers a Nano block.
@@ -107,7 +108,8 @@ pub(super) fn forward(l: &mut Lowering<'_>, o: &NanoBlock) -> Result<()> {
 /// Lowers the gradients of a Nano block.
 pub(super) fn backward(l: &mut Lowering<'_>, o: &NanoBlockBack) -> Result<()> {
     let (f, e) = (&o.forward, o.forward.extent);
-    let (slice, blocks) = (Slice::whole(e.n), sum_blocks(o));
+    let most = l.choices.sum_blocks;
+    let (slice, blocks) = (Slice::whole(e.n), sum_blocks(o, most));
     let workspace = l.workspace(o.workspace)?;
     let sums = reduce::sums_in(l, workspace, slice, sum_count(o), blocks);
     let arguments = NanoBlockBackArguments {
@@ -119,7 +121,7 @@ pub(super) fn backward(l: &mut Lowering<'_>, o: &NanoBlockBack) -> Result<()> {
         images: int(e.n)?,
         h: int(e.h)?,
         w: int(e.w)?,
-        tiles: int(tiles_of_a_block(o))?,
+        tiles: int(tiles_of_a_block(o, most))?,
     };
     let shared = if l.half_precision() {
         // hidden channels of the tile and two pixels around it, their gradient with one; at the end

@@ -62,12 +62,12 @@ pub(super) fn sum_count(o: &ReconstructBack) -> usize {
     interior + edges
 }
 
-/// Blocks that each have a partial sum of all pixels, and of edges; where there are several units,
-/// each has its share of the blocks.
-fn sum_blocks(o: &Reconstruct) -> (usize, usize) {
+/// Blocks, `most` at most, that each have a partial sum of all pixels, and of edges; where there are several
+/// units, each has its share of the blocks.
+fn sum_blocks(o: &Reconstruct, most: usize) -> (usize, usize) {
     let e = o.extent;
     let strips = e.n * e.h.max(e.w).div_ceil(16);
-    let blocks = tiles(e).min((limits::most_sum_blocks() / units(o)).max(1));
+    let blocks = tiles(e).min((most / units(o)).max(1));
     // one edge a block
     (blocks, strips.min(blocks.div_ceil(4)))
 }
@@ -75,7 +75,7 @@ fn sum_blocks(o: &Reconstruct) -> (usize, usize) {
 /// Workspace of the backward pass: partial sums of all pixels, of edges, and their totals.
 pub(super) fn workspace(o: &ReconstructBack) -> u64 {
     let (interior, edges) = sum_counts(&o.forward);
-    let (blocks, edge_blocks) = sum_blocks(&o.forward);
+    let (blocks, edge_blocks) = sum_blocks(&o.forward, limits::most_sum_blocks());
     reduce::partial_bytes(interior, blocks) as u64
         + reduce::workspace(edges, edge_blocks)
         + 8 * interior as u64
@@ -134,9 +134,9 @@ fn forward_bytes(half: bool) -> usize {
     tile_bytes(half) + weights + 4 * (BASE_CELLS + BASE_TAPS + BASE_RAW + BASE_ROWS)
 }
 
-/// Blocks of the forward kernel where it sums the losses.
-pub(super) fn loss_blocks(o: &Reconstruct) -> usize {
-    tiles(o.extent).min(limits::most_sum_blocks())
+/// Blocks, `most` at most, of the forward kernel where it sums the losses.
+pub(super) fn loss_blocks(o: &Reconstruct, most: usize) -> usize {
+    tiles(o.extent).min(most)
 }
 
 /// Lowers the reconstruction; with `loss` it also computes that operation's gradient and sums, all
@@ -193,7 +193,8 @@ pub(super) fn forward(
         (false, _) => &RECONSTRUCT,
     };
     if loss.is_some() {
-        l.launch(kernel, Shape::of(loss_blocks(o), shared), arguments)?;
+        let blocks = loss_blocks(o, l.choices.sum_blocks);
+        l.launch(kernel, Shape::of(blocks, shared), arguments)?;
     } else {
         l.launch_persistent(kernel, tiles(o.extent), shared, arguments)?;
     }
@@ -220,7 +221,8 @@ fn fold(l: &mut Lowering<'_>, o: &Reconstruct, folded: BufferId) -> Result<()> {
 /// Where the backward pass has its sums: over all pixels, over the pixels of edges.
 fn sums_of(l: &Lowering<'_>, o: &ReconstructBack) -> Result<(Sums, Sums)> {
     let f = &o.forward;
-    let ((interior, edges), (blocks, edge_blocks)) = (sum_counts(f), sum_blocks(f));
+    let ((interior, edges), (blocks, edge_blocks)) =
+        (sum_counts(f), sum_blocks(f, l.choices.sum_blocks));
     let workspace = l.workspace(o.workspace)?;
     let partial_bytes = reduce::partial_bytes(interior, blocks);
     let edge_partial_bytes = reduce::partial_bytes(edges, edge_blocks);

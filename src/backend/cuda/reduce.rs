@@ -367,7 +367,7 @@ fn launch(l: &mut Lowering<'_>, jobs: &[(usize, SumJob)], order: Order) -> Resul
 #[cfg(test)]
 mod tests {
     use super::super::CudaSizing;
-    use super::super::lowering::Depthwise;
+    use super::super::choices::Choices;
     use super::super::signatures::{UNPACK, UnpackArguments};
     use super::*;
     use crate::model::{Network, StepSpec, training_plan};
@@ -395,7 +395,7 @@ mod tests {
             w: 0,
         };
         let one = Shape::of(1, 0);
-        let mut l = Lowering::new(&plan, Depthwise::default()).unwrap();
+        let mut l = Lowering::new(&plan, Choices::default()).unwrap();
         for at in 0..SUM_JOBS + 2 {
             l.begin(at);
             let sums = sums_in(&l, kept, slice, SUM_LANES + 1, 3);
@@ -435,7 +435,7 @@ mod tests {
             precision: Precision::F32,
         };
         let plan = training_plan(&Network::new("nano", 2).unwrap(), &spec, &sizing).unwrap();
-        let mut l = Lowering::new(&plan, Depthwise::default()).unwrap();
+        let mut l = Lowering::new(&plan, Choices::default()).unwrap();
         let sums = sums_in(&l, plan.deferred_sums[0], Slice::whole(1), 1, 1);
         let to = To::Gradients(Address::NULL);
         defer(&mut l, &sums, Slice::whole(1), to).unwrap();

@@ -4,7 +4,7 @@
 
 use super::arguments::Address;
 use super::constants::{
-    BLOCK_THREADS, FILTERED_ROW, LEVELS, PATCH_H, PATCH_W, REACH_H, REACH_ROW, SLOPES, WINDOW,
+    BLOCK_THREADS, LEVELS, PATCH_H, PATCH_W, REACH_H, REACH_ROW, SLOPES, WINDOW,
 };
 use super::launch::Shape;
 use super::limits::STRUCTURAL_FLOATS;
@@ -21,8 +21,6 @@ use anyhow::Result;
 
 /// Bytes of shared memory for a plane of the pixels that the windows on a block's pixels reach.
 const REACH_BYTES: usize = 4 * REACH_H * REACH_ROW;
-/// The same once they are filtered along rows.
-const FILTERED_BYTES: usize = 4 * REACH_H * FILTERED_ROW;
 /// Bytes of shared memory for a sum of each warp, as two f32.
 const WARP_BYTES: usize = 8 * BLOCK_THREADS / 32;
 
@@ -250,7 +248,7 @@ impl<'a> Group<'a> {
             luminance: (self.kind() == StructuralLossKind::Ssim).into(),
             floats_each: int(self.layout.floats)?,
         };
-        let shared = 2 * REACH_BYTES + 4 * FILTERED_BYTES + WARP_BYTES;
+        let shared = 4 * REACH_BYTES + WARP_BYTES;
         let shape = self.a_block_a_patch(self.layout.patches, shared);
         l.launch(&STRUCTURAL_WINDOWS, shape, arguments)
     }
@@ -311,7 +309,7 @@ impl<'a> Group<'a> {
             charbonnier: terms.charbonnier,
             mse: terms.mse,
         };
-        let shared = 3 * (REACH_BYTES + FILTERED_BYTES) + 8 + WARP_BYTES;
+        let shared = 3 * REACH_BYTES + 8 + WARP_BYTES;
         let kernel = match with_pixels {
             Some(_) => &STRUCTURAL_SPREAD_LOSSES,
             None => &STRUCTURAL_SPREAD,

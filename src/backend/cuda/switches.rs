@@ -1,8 +1,8 @@
 //! Switches by environment variables, for measurements and tests; `docs/cuda.md` lists them. A run
-//! needs none of them. Depends on the limits and the lowering.
+//! needs none of them. Depends on the limits and the choices.
 
+use super::choices::Depthwise;
 use super::limits;
-use super::lowering::Depthwise;
 use crate::backend::Error;
 use anyhow::{Result, bail};
 use std::ops::RangeInclusive;
@@ -22,6 +22,8 @@ pub(super) struct Switches {
     pub carveout: Option<i32>,
     /// `PARAGON_CUDA_DEPTHWISE=tensor|plain`: the unit of the depthwise step of Nano's kernels.
     pub depthwise: Option<Depthwise>,
+    /// `PARAGON_CUDA_SUM_BLOCKS=N`: blocks of a kernel that sums, whatever the card.
+    pub sum_blocks: Option<usize>,
     /// `PARAGON_CUDA_FAIL_CAPTURE=N`: launch number N of every capture fails.
     pub fail_capture: Option<usize>,
 }
@@ -35,7 +37,6 @@ impl Switches {
         let flag = |name: &str| -> Result<Option<bool>> {
             Ok(number(name, 0..=1)?.map(|value| value == 1))
         };
-        number(limits::SUM_BLOCKS_VARIABLE, limits::SUM_BLOCKS_RANGE)?;
         Ok(Switches {
             sync: flag("PARAGON_CUDA_SYNC")?.unwrap_or(false),
             no_graph: flag("PARAGON_CUDA_GRAPH")? == Some(false),
@@ -43,6 +44,7 @@ impl Switches {
             priority: flag("PARAGON_CUDA_PRIORITY")?.unwrap_or(false),
             carveout: number("PARAGON_CUDA_CARVEOUT", 0..=100)?.map(|percent| percent as i32),
             depthwise: depthwise()?,
+            sum_blocks: number(limits::SUM_BLOCKS_VARIABLE, limits::SUM_BLOCKS_RANGE)?,
             fail_capture: number("PARAGON_CUDA_FAIL_CAPTURE", 1..=1_000_000)?,
         })
     }

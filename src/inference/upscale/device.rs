@@ -106,7 +106,7 @@ impl DeviceTiles {
     /// When the device cannot compute the network, or not in tiles of this size.
     pub(super) fn tile_bytes(&self, net: &Network, kind: TileKind) -> Result<u64> {
         let plan = self.plan(net, kind)?;
-        lower(&plan, self.device.depthwise())?;
+        lower(&plan, self.device.choices())?;
         Ok(plan.arena_bytes)
     }
 

@@ -152,15 +152,14 @@ impl ConvShape {
         self.tiles(self.cout / self.groups, self.cin / self.groups, fill)
     }
 
-    /// Blocks that each have a partial sum of the gradient of the slopes, where the input's buffer has
-    /// `fill` channels more.
-    fn slope_blocks(&self, fill: usize) -> usize {
+    /// Blocks, of `most` in all, that each have a partial sum of the gradient of the slopes, where the
+    /// input's buffer has `fill` channels more.
+    fn slope_blocks(&self, fill: usize, most: usize) -> usize {
         if self.matrix {
-            return self.matrix_slope_blocks();
+            return self.matrix_slope_blocks(most);
         }
         let t = self.gradient_tiles(fill);
-        t.tiles
-            .min((most_sum_blocks() / (self.groups * t.slabs)).max(1))
+        t.tiles.min((most / (self.groups * t.slabs)).max(1))
     }
 
     /// Whether the kernels for single channels compute it.
@@ -172,20 +171,20 @@ impl ConvShape {
             && 4 * (self.taps() + 1) * channels <= MOST_SHARED as usize
     }
 
-    /// Blocks that share the pixels for the weight gradients.
-    fn splits(&self) -> usize {
+    /// Blocks, of `most` in all, that share the pixels for the weight gradients.
+    fn splits(&self, most: usize) -> usize {
         if self.matrix {
-            return self.matrix_splits();
+            return self.matrix_splits(most);
         }
         if self.is_depthwise() {
             let d = self.depthwise_sums();
-            return (most_sum_blocks() / d.parts).clamp(1, d.strips);
+            return (most / d.parts).clamp(1, d.strips);
         }
         let s = self.weight_tiles();
         let parts = self.groups * s.output_tiles * s.input_tiles * s.chunks;
         let e = self.extent;
         let tiles = e.n * e.h.div_ceil(WEIGHT_TILE.0) * e.w.div_ceil(WEIGHT_TILE.1);
-        (most_sum_blocks() / parts).clamp(1, tiles)
+        (most / parts).clamp(1, tiles)
     }
 
     /// How the weight gradients of a depthwise convolution are divided among blocks.
@@ -225,7 +224,7 @@ impl ConvShape {
 
     /// Bytes of the partial sums of the weight gradients.
     pub fn sum_bytes(&self) -> usize {
-        sum_bytes(self.sum_count(), self.splits())
+        sum_bytes(self.sum_count(), self.splits(most_sum_blocks()))
     }
 }
 
@@ -375,7 +374,7 @@ pub(super) fn input_gradient(
         ..conv_arguments(c, w, &t)?
     };
     let blocks = if slopes {
-        c.slope_blocks(filled - c.cin)
+        c.slope_blocks(filled - c.cin, l.choices.sum_blocks)
     } else {
         t.tiles
     };
@@ -427,7 +426,7 @@ pub(super) fn weight_sums(
     if c.matrix {
         return matrix_conv::weight_sums(l, c, (input, function), d_output, space);
     }
-    let sums = space.sums(l, c.sum_count(), c.splits());
+    let sums = space.sums(l, c.sum_count(), c.splits(l.choices.sum_blocks));
     let e = c.extent;
     let (images, h, w) = (int(e.n)?, int(e.h)?, int(e.w)?);
     if c.is_depthwise() {
@@ -574,7 +573,10 @@ fn packed_bytes(o: &ConvBack, c: &ConvShape) -> usize {
 pub(in super::super) fn workspace(o: &ConvBack, precision: Precision) -> u64 {
     let (f, c) = (&o.forward, shape_of(&o.forward, precision));
     let slopes = if has_slopes(f) {
-        sum_bytes(f.cin, c.slope_blocks(f.input_stride - f.cin))
+        sum_bytes(
+            f.cin,
+            c.slope_blocks(f.input_stride - f.cin, most_sum_blocks()),
+        )
     } else {
         0
     };
@@ -620,7 +622,8 @@ pub(in super::super) fn lower_back(l: &mut Lowering<'_>, o: &ConvBack) -> Result
     if let Some(d_input) = o.d_input {
         let mut slope_partials = Address::NULL;
         if let Some(slopes) = f.activation.and_then(|a| a.slopes()) {
-            let sums = space.sums(l, f.cin, c.slope_blocks(f.input_stride - f.cin));
+            let blocks = c.slope_blocks(f.input_stride - f.cin, l.choices.sum_blocks);
+            let sums = space.sums(l, f.cin, blocks);
             slope_partials = sums.partials;
             let to = l.gradient(o.slope_gradients, slopes.offset);
             finished.push((sums, Finish::Gradients(to)));

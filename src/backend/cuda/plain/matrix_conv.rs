@@ -9,7 +9,7 @@ use super::super::constants::{
     MATRIX_POINTWISE_SHARE, MATRIX_POINTWISE_SUMS, TAPS, TILE,
 };
 use super::super::launch::Shape;
-use super::super::limits::{MOST_SHARED, most_sum_blocks};
+use super::super::limits::MOST_SHARED;
 use super::super::lowering::{Lowering, int};
 use super::super::reduce::Sums;
 use super::conv::{ConvShape, ConvWeights};
@@ -186,13 +186,13 @@ impl ConvShape {
         self.extent.pixels().div_ceil(MATRIX_POINTWISE_PIXELS)
     }
 
-    /// Blocks that each have a partial sum of the gradient of the slopes.
-    pub(super) fn matrix_slope_blocks(&self) -> usize {
+    /// Blocks, of `most` in all, that each have a partial sum of the gradient of the slopes.
+    pub(super) fn matrix_slope_blocks(&self, most: usize) -> usize {
         if self.kernel == 1 {
-            return self.pointwise_tiles().min(most_sum_blocks());
+            return self.pointwise_tiles().min(most);
         }
         let d = Division::of((self.cout, self.cin));
-        let most = (most_sum_blocks() / d.slabs).max(1);
+        let most = (most / d.slabs).max(1);
         self.matrix_tiles(d.high).min(most)
     }
 
@@ -200,14 +200,14 @@ impl ConvShape {
         self.cin.div_ceil(WEIGHT_PART) * self.cout.div_ceil(WEIGHT_PART)
     }
 
-    /// Blocks that share the pixels for the weight gradients.
-    pub(super) fn matrix_splits(&self) -> usize {
+    /// Blocks, of `most` in all, that share the pixels for the weight gradients.
+    pub(super) fn matrix_splits(&self, most: usize) -> usize {
         if self.kernel == 1 {
             let d = OuterDivision::of(self);
             let tiles = self.extent.pixels().div_ceil(d.tile);
-            return (most_sum_blocks() / d.blocks()).clamp(1, tiles);
+            return (most / d.blocks()).clamp(1, tiles);
         }
-        (most_sum_blocks() / self.weight_parts()).clamp(1, self.matrix_tiles(TILE))
+        (most / self.weight_parts()).clamp(1, self.matrix_tiles(TILE))
     }
 
     /// 16-byte pieces of the packed weights from `channels.0` inputs to `channels.1` outputs.
@@ -308,7 +308,7 @@ pub(super) fn multiply(l: &mut Lowering<'_>, c: &ConvShape, w: ConvWeights, p: P
         return multiply_pointwise(l, c, channels, arguments);
     }
     let blocks = if p.slope_partials.place().is_some() {
-        c.matrix_slope_blocks()
+        c.matrix_slope_blocks(l.choices.sum_blocks)
     } else {
         c.matrix_tiles(d.high)
     };
@@ -344,7 +344,7 @@ fn multiply_pointwise(
             ..arguments
         };
         if slopes {
-            let shape = Shape::of(c.matrix_slope_blocks(), shared);
+            let shape = Shape::of(c.matrix_slope_blocks(l.choices.sum_blocks), shared);
             l.launch(kernel, shape, arguments)?;
         } else {
             l.launch_persistent(kernel, c.pointwise_tiles(), shared, arguments)?;
@@ -361,7 +361,7 @@ pub(super) fn weight_sums(
     d_output: View,
     space: &mut SumSpace,
 ) -> Result<Sums> {
-    let sums = space.sums(l, c.sum_count(), c.matrix_splits());
+    let sums = space.sums(l, c.sum_count(), c.matrix_splits(l.choices.sum_blocks));
     if c.kernel == 1 {
         pointwise_weight_sums(l, c, (input, function), d_output, &sums)?;
         return Ok(sums);

@@ -119,10 +119,10 @@ fn norm_lanes(o: &RmsNorm, precision: Precision) -> usize {
     (o.stride() / piece(precision)).next_power_of_two()
 }
 
-/// Blocks of the backward pass, which sum the gradients of scale and bias.
-fn norm_blocks(o: &RmsNorm, precision: Precision) -> usize {
+/// Blocks of the backward pass, `most` at most, which sum the gradients of scale and bias.
+fn norm_blocks(o: &RmsNorm, precision: Precision, most: usize) -> usize {
     let pixels = THREAD_PIXELS * BLOCK_THREADS / norm_lanes(o, precision);
-    o.extent.pixels().div_ceil(pixels).min(most_sum_blocks())
+    o.extent.pixels().div_ceil(pixels).min(most)
 }
 
 impl CudaOperation for RmsNormBack {
@@ -132,7 +132,7 @@ impl CudaOperation for RmsNormBack {
 
     fn workspace(&self, precision: Precision) -> u64 {
         let f = &self.forward;
-        sum_bytes(2 * f.channels, norm_blocks(f, precision)) as u64
+        sum_bytes(2 * f.channels, norm_blocks(f, precision, most_sum_blocks())) as u64
     }
 
     fn carry(&self) -> u64 {
@@ -144,7 +144,8 @@ impl CudaOperation for RmsNormBack {
         let (e, padded) = (f.extent, f.padded);
         let workspace = l.workspace(self.workspace)?;
         let mut space = SumSpace::new(workspace, 0, self.slice);
-        let sums = space.sums(l, 2 * f.channels, norm_blocks(f, precision));
+        let blocks = norm_blocks(f, precision, l.choices.sum_blocks);
+        let sums = space.sums(l, 2 * f.channels, blocks);
         let d_input = self.d_input;
         let arguments = PlainRmsNormBackArguments {
             input: l.activations(f.input),
