@@ -203,14 +203,16 @@ def partial_warps(ptx):
 
 
 def wrong_starts(ptx, waits):
-    """Returns the kernels that do not begin with START, once and before anything that touches memory; without `waits` those that have any
-    part of it."""
+    """Returns the kernels that do not begin with START, once and before anything that touches memory, or that load through the cache for
+    data that no kernel changes meanwhile; without `waits` those that have any part of START."""
     wrong = []
     for name, blocks, _ in kernels(ptx):
         touching = [i for i in blocks[0] if i.name in MEMORY and not i.full.startswith(UNCHANGING)]
         begin = [i.full for i in touching[:2] if not i.predicate]
-        count = sum(i.name == "griddepcontrol" for block in blocks for i in block)
-        if count != 2 or begin != START if waits else count:
+        everything = [i for block in blocks for i in block]
+        count = sum(i.name == "griddepcontrol" for i in everything)
+        unchanging = any(i.name == "ldu" or ".nc" in i.full for i in everything)
+        if count != 2 or begin != START or unchanging if waits else count:
             wrong.append(name)
     return wrong
 
@@ -244,6 +246,7 @@ def check_itself():
     right = [[wait, allow, load], ["mov.u32 %r1, %tid.x;", "ld.param.u64 %rd1, [p];", table, wait, allow, jump]]
     early = [[load, wait, allow], ["st.shared.f32 [%r1], %f1;", wait, allow], [wait, load, allow], [barrier, wait, allow], [jump, wait, allow], [jump], [wait], [allow, wait]]
     early += [["@%p1 " + wait, allow], [wait, allow, wait], ["ld.f32 %f1, [%rd1];", wait, allow]]
+    early += [[wait, allow, "ld.global.nc.f32 %f1, [%rd1];"]]
     for wrong, begins in enumerate([right, early]):
         for begin in begins:
             text = ".visible .entry planted(\n)\n{\n" + "\n".join([*begin, "$L2:", "ret;"]) + "\n\n}\n"
