@@ -602,6 +602,9 @@ fn switches_do_not_change_the_bits() {
     }
 }
 
+/// A type of activations, switches, and the kernels that start early.
+type EarlyCase<'a> = (&'a str, &'a [(&'a str, &'a str)], &'a [&'a str]);
+
 /// Kernels that start while the one ahead of them still runs give the same bits, with and without
 /// graphs. The stand-in refuses such a launch where something else is directly ahead of it.
 #[test]
@@ -643,7 +646,7 @@ fn kernels_that_start_early_do_not_change_the_bits() {
         "reconstruct_back_x2",
         "reduce_sums",
     ];
-    let cases: [(&str, &[(&str, &str)], &[&str]); 7] = [
+    let cases: [EarlyCase<'_>; 7] = [
         ("f32", &[], &[]),
         ("f32", &[on], &in_f32),
         ("f32", &[on, ("PARAGON_CUDA_GRAPH", "0")], &in_f32),
