@@ -17,10 +17,26 @@ typedef unsigned long long u64;
 // A kernel: KERNEL(name) { ... }, with its arguments in `arg`. The struct of the arguments and the
 // number of threads are those that interface.cuh declares for the name. They stay in constant
 // memory, and `__grid_constant__` lets helpers take a reference to them without a copy.
-#define KERNEL(name) extern "C" __global__ void __launch_bounds__(name##_threads) name(const __grid_constant__ name##_arguments arg)
-// The same, limited to registers that let `blocks` blocks run on a multiprocessor.
-#define KERNEL_CROWDED(name, blocks) \
-    extern "C" __global__ void __launch_bounds__(name##_threads, blocks) name(const __grid_constant__ name##_arguments arg)
+// KERNEL_CROWDED limits it to registers that let `blocks` blocks run on a multiprocessor.
+#define DECLARED_KERNEL(name, ...) extern "C" __global__ void __launch_bounds__(__VA_ARGS__) name(const __grid_constant__ name##_arguments arg)
+#if __CUDA_ARCH__ >= 900
+// Here a kernel may be launched while the one before it still runs (docs/cuda.md). It waits until that
+// one is complete and its results are visible, and only then lets the next one start: so whatever came
+// before the kernel that it waits for is complete as well. After an ordinary launch there is nothing to
+// wait for. scripts/ptx_branches.py checks that no kernel touches memory ahead of this.
+#define BOUNDED_KERNEL(name, ...)                                                    \
+    static __device__ __forceinline__ void name##_body(const name##_arguments& arg); \
+    DECLARED_KERNEL(name, __VA_ARGS__) {                                             \
+        asm volatile("griddepcontrol.wait;" ::: "memory");                           \
+        asm volatile("griddepcontrol.launch_dependents;" ::: "memory");              \
+        name##_body(arg);                                                            \
+    }                                                                                \
+    static __device__ __forceinline__ void name##_body(const name##_arguments& arg)
+#else
+#define BOUNDED_KERNEL DECLARED_KERNEL
+#endif
+#define KERNEL(name) BOUNDED_KERNEL(name, name##_threads)
+#define KERNEL_CROWDED(name, blocks) BOUNDED_KERNEL(name, name##_threads, blocks)
 #define DEVICE static __device__ __forceinline__
 #define DEVICE_MEMBER __device__ __forceinline__
 #define CONSTANT static __constant__ const

@@ -8,7 +8,8 @@
 
 Writing and checking also compile every kernel to machine code for every generation of cards from sm_75 to sm_90 and tabulate its
 registers. Errors are: spilled registers, local memory that LOCAL_MEMORY does not list, and instructions of a whole warp (tensor cores,
-shuffles, barriers) that only some of its lanes may reach (scripts/ptx_branches.py).
+shuffles, barriers) that only some of its lanes may reach, and in modules for sm_90 a kernel that touches memory before it has waited for the
+one ahead of it (scripts/ptx_branches.py).
 """
 import argparse
 import ctypes
@@ -28,8 +29,9 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 KERNELS = ROOT / "kernels"
 PTX = KERNELS / "ptx"
 PRECISIONS = {"f32": 0, "bf16": 1, "fp16": 2}
-# The embedded modules. PTX of a generation runs on it and on all later ones. bf16 needs sm_80, where fp16 has wider instructions.
-MODULES = [("f32", 75), ("fp16", 75), ("fp16", 80), ("bf16", 80)]
+# The embedded modules. PTX of a generation runs on it and on all later ones. bf16 needs sm_80, where fp16 has wider instructions;
+# from sm_90 on a kernel may start while the one ahead of it runs, if it waits for that one itself.
+MODULES = [("f32", 75), ("f32", 90), ("fp16", 75), ("fp16", 80), ("fp16", 90), ("bf16", 80), ("bf16", 90)]
 CARDS = [75, 80, 86, 89, 90]
 # With more registers per thread than this, only one block of 256 threads fits on a multiprocessor.
 MANY_REGISTERS = 128
@@ -160,6 +162,8 @@ def main():
         code = without_comments(ptx)
         for kernel, instruction in ptx_branches.partial_warps(ptx):
             wrong.append(f"{kernel} ({precision}, sm_{generation}): a part of a warp may reach `{instruction}`")
+        for kernel in ptx_branches.wrong_starts(ptx, waits=generation >= 90):
+            wrong.append(f"{kernel} ({precision}, sm_{generation}): it must wait for the kernel ahead of it on cards from sm_90 on, before anything else")
         files[f"{precision}_{generation}.ptx.zst"] = f"// activations: {precision}\n{code}\n"
     table, many = {}, []
     for precision in PRECISIONS:

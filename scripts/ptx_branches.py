@@ -4,11 +4,19 @@ mma, ldmatrix, movmatrix, shfl with a full mask, and barriers need all 32 lanes.
 differ between the lanes of a warp, starting from the thread index, whose bits 0 to 4 do. A branch whose predicate may differ is divergent,
 and so is every block from it to the block where all its paths meet again. The analysis errs on the safe side: what it does not understand
 counts as different.
+
+It also finds kernels that touch memory before they have waited for the kernel ahead of them, which may still run on cards from sm_90 on.
 """
 import collections
 import re
 
 WARP = {"mma", "ldmatrix", "movmatrix", "shfl", "bar", "barrier"}
+# The start of a kernel that may be launched while the one ahead of it still runs: it waits, and then lets the next one start.
+START = ["griddepcontrol.wait", "griddepcontrol.launch_dependents"]
+# Instructions that touch memory, or wait, or let others wait. Parameters and constants are written before any kernel starts.
+MEMORY = {"ld", "ldu", "st", "atom", "red", "cp", "tex", "suld", "sust", "prefetch", "prefetchu", "ldmatrix", "stmatrix", "bar", "barrier", "mbarrier"}
+MEMORY |= {"membar", "fence", "call", "wgmma", "tcgen05", "multimem", "discard", "applypriority", "griddepcontrol"}
+UNCHANGING = ("ld.param.", "ld.const.")
 ALL = (1 << 64) - 1
 REGISTER = re.compile(r"%[a-z]+\d+")
 
@@ -194,6 +202,21 @@ def partial_warps(ptx):
     return wrong
 
 
+def wrong_starts(ptx, waits):
+    """Returns the kernels that do not begin with START, once and before anything that touches memory, or that load through the cache for
+    data that no kernel changes meanwhile; without `waits` those that have any part of START."""
+    wrong = []
+    for name, blocks, _ in kernels(ptx):
+        touching = [i for i in blocks[0] if i.name in MEMORY and not i.full.startswith(UNCHANGING)]
+        begin = [i.full for i in touching[:2] if not i.predicate]
+        everything = [i for block in blocks for i in block]
+        count = sum(i.name == "griddepcontrol" for i in everything)
+        unchanging = any(i.name == "ldu" or ".nc" in i.full for i in everything)
+        if count != 2 or begin != START or unchanging if waits else count:
+            wrong.append(name)
+    return wrong
+
+
 ITSELF = """.visible .entry planted(
 	.param .u64 p
 )
@@ -218,3 +241,14 @@ def check_itself():
         text = ITSELF.replace("{shift}", str(shift)).replace("{inside}", inside).replace("{behind}", behind)
         found = partial_warps(text)
         assert len(found) == wrong, (text, found)
+    wait, allow = (f"{start};" for start in START)
+    load, table, barrier, jump = "ld.global.f32 %f1, [%rd1];", "ld.const.f32 %f1, [taps];", "bar.sync 0;", "@%p1 bra $L2;"
+    right = [[wait, allow, load], ["mov.u32 %r1, %tid.x;", "ld.param.u64 %rd1, [p];", table, wait, allow, jump]]
+    early = [[load, wait, allow], ["st.shared.f32 [%r1], %f1;", wait, allow], [wait, load, allow], [barrier, wait, allow], [jump, wait, allow], [jump], [wait], [allow, wait]]
+    early += [["@%p1 " + wait, allow], [wait, allow, wait], ["ld.f32 %f1, [%rd1];", wait, allow]]
+    early += [[wait, allow, "ld.global.nc.f32 %f1, [%rd1];"]]
+    for wrong, begins in enumerate([right, early]):
+        for begin in begins:
+            text = ".visible .entry planted(\n)\n{\n" + "\n".join([*begin, "$L2:", "ret;"]) + "\n\n}\n"
+            assert len(wrong_starts(text, True)) == wrong, text
+            assert len(wrong_starts(text, False)) == ("griddepcontrol" in text), text

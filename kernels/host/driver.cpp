@@ -10,7 +10,9 @@
 // assembler makes of a kernel, FAKE_CUDA_BLOCKS (2) what fits at once.
 //
 // FAKE_CUDA_DEVICES (1) is how many cards there are. FAKE_CUDA_LOG=FILE gets a line for every kernel as it
-// runs, in FILE-PROCESS.
+// runs, in FILE-PROCESS, and "early KERNEL" for every launch that may start while the kernel ahead of it
+// still runs. Such a launch is refused unless a kernel's launch is the last thing on its stream, the
+// card is of 9.0 or newer, and the kernel waits for the one ahead before anything else.
 //
 // FAKE_CUDA_FAIL=call:number:error lets the call with that number (from 1) of a function fail with an
 // error code; "kernel" is not a function but the launches as they run, whose error shows at the next
@@ -61,6 +63,7 @@ struct Stream {
     size_t done = 0;
     Graph* capture = nullptr;
     std::vector<size_t> after = {};  // what the next captured launch waits for
+    bool after_kernel = false;       // the last thing on it is a kernel's launch
 
     // Does the next piece of work, unless it waits for another process.
     bool step() {
@@ -97,6 +100,7 @@ struct Module {
 struct Function {
     int precision;
     std::string name;
+    bool waits;  // for the kernel ahead of it, before it touches memory
     unsigned most_shared = 48 << 10;
 };
 
@@ -133,6 +137,7 @@ void note(const char* text) {
 }
 
 void enqueue_tried(Stream* stream, Work work) {
+    stream->after_kernel = false;
     stream->queue.push_back(std::move(work));
     if (stream->index == number("FAKE_CUDA_EAGER", -1)) stream->run(stream->queue.size());
 }
@@ -286,6 +291,7 @@ CALL cuEventDestroy_v2(Event* event) {
 }
 CALL cuEventRecord(Event* event, Stream* stream) {
     Guard guard(lock);
+    stream->after_kernel = false;
     event->stream = stream;
     event->position = stream->queue.size();
     event->capture = stream->capture;
@@ -314,6 +320,7 @@ CALL cuEventElapsedTime(float* ms, Event* start, Event* end) {
 }
 CALL cuStreamWaitEvent(Stream* stream, Event* event, unsigned) {
     Guard guard(lock);
+    stream->after_kernel = false;
     if (!event->stream || event->stream == stream) return OK;
     if (event->capture) {
         // a stream that waits for a captured launch is captured, too
@@ -370,9 +377,12 @@ CALL cuModuleLoadData(Module** out, const void* image) {
 CALL cuModuleGetFunction(Function** out, Module* module, const char* name) {
     MAY_FAIL("cuModuleGetFunction");
     // the embedded PTX must have the kernel, too, not only the host's build
-    if (module->text.find(std::string(".entry ") + name + "(") == std::string::npos) return NOT_FOUND;
+    size_t entry = module->text.find(std::string(".entry ") + name + "(");
+    if (entry == std::string::npos) return NOT_FOUND;
     if (argument_bytes(module->precision, name) < 0) return NOT_FOUND;
-    *out = new Function{module->precision, name};
+    size_t end = module->text.find(".entry ", entry + 1);
+    bool waits = module->text.find("griddepcontrol.wait;", entry) < end;
+    *out = new Function{module->precision, name, waits};
     module->functions.push_back(*out);
     return OK;
 }
@@ -381,10 +391,9 @@ CALL cuModuleUnload(Module* module) {
     delete module;
     return OK;
 }
-CALL cuLaunchKernel(Function* f, unsigned x, unsigned y, unsigned z, unsigned bx, unsigned by, unsigned bz, unsigned shared,
-                    Stream* stream, void** parameters, void**) {
-    Guard guard(lock);
-    MAY_FAIL("cuLaunchKernel");
+// Queues a launch, or adds it to the graph that is being captured.
+static Result start(Function* f, unsigned x, unsigned y, unsigned z, unsigned bx, unsigned by, unsigned bz, unsigned shared, Stream* stream,
+                    void** parameters) {
     if (by != 1 || bz != 1 || bx == 0 || bx > 1024 || x == 0 || y == 0 || z == 0 || y > 65535 || z > 65535) return INVALID;
     if (shared > f->most_shared) return INVALID;
     // as a real driver, copy the struct now; the caller may change it after the call
@@ -405,12 +414,42 @@ CALL cuLaunchKernel(Function* f, unsigned x, unsigned y, unsigned z, unsigned bx
     } else {
         enqueue_tried(stream, work);
     }
+    stream->after_kernel = true;
     return OK;
+}
+CALL cuLaunchKernel(Function* f, unsigned x, unsigned y, unsigned z, unsigned bx, unsigned by, unsigned bz, unsigned shared,
+                    Stream* stream, void** parameters, void**) {
+    Guard guard(lock);
+    MAY_FAIL("cuLaunchKernel");
+    return start(f, x, y, z, bx, by, bz, shared, stream, parameters);
+}
+// The one attribute of launches that is known: that the kernel may start while the one ahead runs.
+struct Attribute {
+    unsigned id, padding;
+    union {
+        int allowed;
+        char bytes[64];
+    };
+};
+struct LaunchConfig {
+    unsigned x, y, z, bx, by, bz, shared;
+    Stream* stream;
+    const Attribute* attributes;
+    unsigned count;
+};
+CALL cuLaunchKernelEx(const LaunchConfig* c, Function* f, void** parameters, void**) {
+    Guard guard(lock);
+    MAY_FAIL("cuLaunchKernelEx");
+    if (c->count != 1 || c->attributes[0].id != 6 || c->attributes[0].allowed != 1) return UNSUPPORTED;
+    if (number("FAKE_CUDA_CAPABILITY", 86) < 90 || !f->waits || !c->stream->after_kernel) return INVALID;
+    note(("early " + f->name).c_str());
+    return start(f, c->x, c->y, c->z, c->bx, c->by, c->bz, c->shared, c->stream, parameters);
 }
 
 CALL cuStreamBeginCapture_v2(Stream* stream, int) {
     Guard guard(lock);
     if (number("FAKE_CUDA_CAPTURE", 1) == 0) return UNSUPPORTED;
+    stream->after_kernel = false;
     stream->capture = new Graph;
     stream->capture->streams.push_back(stream);
     return OK;
@@ -429,6 +468,7 @@ CALL cuStreamEndCapture(Stream* stream, Graph** out) {
     for (size_t node : stream->after) mark(*graph, node, met);
     for (Stream* captured : graph->streams) {
         captured->capture = nullptr;
+        captured->after_kernel = false;
         captured->after.clear();
     }
     for (bool is : met)

@@ -602,6 +602,105 @@ fn switches_do_not_change_the_bits() {
     }
 }
 
+/// A type of activations, switches, and the kernels that start early.
+type EarlyCase<'a> = (&'a str, &'a [(&'a str, &'a str)], &'a [&'a str]);
+
+/// Kernels that start while the one ahead of them still runs give the same bits, with and without
+/// graphs. The stand-in refuses such a launch where something else is directly ahead of it.
+#[test]
+fn kernels_that_start_early_do_not_change_the_bits() {
+    let dir = tempfile::tempdir().unwrap();
+    let set = set(dir.path());
+    let log = dir.path().join("log");
+    // the kernels that started early, each once
+    let early = || -> std::collections::BTreeSet<String> {
+        let files = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap());
+        let logs = files.filter(|f| f.file_name().to_str().unwrap().starts_with("log-"));
+        let mut names = std::collections::BTreeSet::new();
+        for file in logs {
+            let text = std::fs::read_to_string(file.path()).unwrap();
+            let lines = text.lines().filter_map(|line| line.strip_prefix("early "));
+            names.extend(lines.map(str::to_string));
+            std::fs::remove_file(file.path()).unwrap();
+        }
+        names
+    };
+    let on = ("PARAGON_CUDA_OVERLAP", "1");
+    // the first kernels, concurrent ones and those directly after them do not start early
+    let in_f32 = [
+        "adam",
+        "conv",
+        "conv_rgb_weights",
+        "conv_weights",
+        "nano_block",
+        "nano_block_back",
+        "reconstruct_back",
+        "reduce_sums",
+    ];
+    let in_bf16 = [
+        "adam",
+        "conv",
+        "conv_rgb_weights",
+        "nano_block",
+        "nano_block_back",
+        "reconstruct_back_x2",
+        "reduce_sums",
+    ];
+    let cases: [EarlyCase<'_>; 7] = [
+        ("f32", &[], &[]),
+        ("f32", &[on], &in_f32),
+        ("f32", &[on, ("PARAGON_CUDA_GRAPH", "0")], &in_f32),
+        ("f32", &[on, ("PARAGON_CUDA_FAIL_CAPTURE", "4")], &in_f32),
+        ("f32", &[on, ("PARAGON_CUDA_SIDE", "0")], &[]),
+        ("bf16", &[], &[]),
+        ("bf16", &[on], &in_bf16),
+    ];
+    let mut models = std::collections::BTreeMap::<&str, Vec<u8>>::new();
+    for (i, (precision, switches, expected)) in cases.into_iter().enumerate() {
+        let out = dir.path().join(format!("run{i}"));
+        let card = [
+            ("FAKE_CUDA_CAPABILITY", "90"),
+            ("FAKE_CUDA_LOG", text(&log)),
+        ];
+        let variables = [&card[..], switches].concat();
+        let device = ("cuda", precision);
+        let Some(output) = short_training_in(&set, &out, device, "3", &variables) else {
+            return;
+        };
+        let said = said(&output);
+        assert!(output.status.success(), "{switches:?}: {said}");
+        let overlaps = said.contains("kernels start early");
+        assert_eq!(overlaps, switches.contains(&on), "{said}");
+        let found = early();
+        if switches.contains(&("PARAGON_CUDA_SIDE", "0")) {
+            // one stream, so that only the first kernels of the step and of the update do not
+            assert!(found.is_superset(&in_f32.map(str::to_string).into()));
+            for kernel in ["conv_rgb", "conv_data", "reconstruct", "unfold_gradients"] {
+                assert!(found.contains(kernel), "{kernel}: {found:?}");
+            }
+            for kernel in ["set_scalars", "fold_conv", "gradient_squares"] {
+                assert!(!found.contains(kernel), "{kernel}: {found:?}");
+            }
+        } else {
+            let found: Vec<&str> = found.iter().map(String::as_str).collect();
+            assert_eq!(found, expected, "{precision}, {switches:?}");
+        }
+        let model = std::fs::read(out.join("model.safetensors")).unwrap();
+        assert!(
+            *models.entry(precision).or_insert_with(|| model.clone()) == model,
+            "{precision}, {switches:?}: other bits"
+        );
+    }
+    let out = dir.path().join("older");
+    let output = short_training(&set, &out, "1", &[on]).unwrap();
+    let said = said(&output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(
+        said.contains("PARAGON_CUDA_OVERLAP is \"1\", but fiber GPU is sm_86"),
+        "{said}"
+    );
+}
+
 /// A consumer card computes the depthwise step of Nano in half precision by multiply-adds, other cards on
 /// tensor cores, unless a switch says otherwise. Both follow the CPU.
 #[test]
@@ -772,7 +871,7 @@ fn gpu_check_runs_without_a_gpu() {
             }
         }
     };
-    let Some(output) = run(&["--first-visit"], &[]) else {
+    let Some(output) = run(&["--first-visit"], &[("FAKE_CUDA_CAPABILITY", "90")]) else {
         return;
     };
     assert!(output.status.success(), "{}", said(&output));
@@ -785,7 +884,9 @@ fn gpu_check_runs_without_a_gpu() {
         "| no graphs |",
         "as many blocks that sum as run at once (16)",
         "the other unit for the depthwise step (",
-        "| bits with and without graphs and concurrent kernels |",
+        "| kernels start early |",
+        "| kernels start early, no graphs |",
+        "| bits with and without graphs, concurrent kernels and early ones |",
         "Failed: nothing.",
     ] {
         assert!(decisions.contains(what), "{what}: {decisions}");
@@ -793,7 +894,8 @@ fn gpu_check_runs_without_a_gpu() {
     let report = std::fs::read_to_string(out.join("gpu-check.json")).unwrap();
     let report: serde_json::Value = serde_json::from_str(&report).unwrap();
     assert_eq!(report["steps"].as_array().unwrap().len(), 6, "{report}");
-    assert_eq!(report["switches"].as_array().unwrap().len(), 7, "{report}");
+    assert_eq!(report["switches"].as_array().unwrap().len(), 9, "{report}");
+    assert_eq!(report["bits"].as_object().unwrap().len(), 5, "{report}");
     // one part has no time, one fails, and the last still runs
     let args = ["--only", "card,steps,bits", "--limit", "card=0"];
     let output = run(&args, &[("PARAGON_CUDA_SUM_BLOCKS", "wrong")]).unwrap();
@@ -807,14 +909,18 @@ fn gpu_check_runs_without_a_gpu() {
     ] {
         assert!(text.contains(what), "{what}: {text}");
     }
-    // a network by itself
-    let output = run(&["--only", "networks,compact"], &[]).unwrap();
+    // a network by itself, and what an older card cannot do
+    let output = run(&["--only", "bits,networks,compact"], &[]).unwrap();
     let text = said(&output);
     assert!(
         output.status.success() && text.contains("compact, f32: ") && !text.contains("span"),
         "{text}"
     );
     assert!(text.contains("ms an image of 8 x 8"), "{text}");
+    assert!(
+        text.contains("3 iterations with kernels that start early: not on this card"),
+        "{text}"
+    );
     // nothing is timed where the selftest cannot run
     let args = ["--only", "selftest,steps"];
     let fail = [("FAKE_CUDA_FAIL", "cuModuleLoadData:1:222")];

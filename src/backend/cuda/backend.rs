@@ -212,8 +212,13 @@ impl Backend for CudaBackend {
             None => "the step as one graph".to_string(),
             Some(why) => format!("kernel by kernel, since it could not be captured ({why})"),
         };
+        let overlap = if self.overlaps() {
+            ", kernels start early"
+        } else {
+            ""
+        };
         format!(
-            "{} (sm_{}), {}, {how}",
+            "{} (sm_{}), {}, {how}{overlap}",
             self.device.name, self.device.capability, self.plan.precision
         )
     }

@@ -90,7 +90,7 @@ impl Device {
     ///
     /// # Errors
     /// When there is no driver or no such device, the card is older than sm_75, or a variable of
-    /// the environment has a wrong value.
+    /// the environment has a wrong value or asks for what the card cannot do.
     pub fn open(ordinal: usize) -> Result<Arc<Device>> {
         let switches = Switches::read()?;
         let count = device_count()?;
@@ -122,6 +122,7 @@ impl Device {
                 "{name} is sm_{capability} and the kernels need sm_{LEAST_CAPABILITY} (Turing, 2018) or newer"
             ))
         );
+        switches.check(&name, capability)?;
         let processors = context
             .attribute(sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT);
         let processors = u32::try_from(processors.call("count its multiprocessors")?)?;

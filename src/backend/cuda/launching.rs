@@ -6,10 +6,11 @@ use super::backend::CudaBackend;
 use super::device::Device;
 use super::driver::Call;
 use super::launch::{Launch, Order};
-use super::module::Module;
+use super::module::{Function, Module};
 use anyhow::{Context, Result, ensure};
-use cudarc::driver::{CudaGraph, CudaStream, result, sys};
+use cudarc::driver::{CudaGraph, CudaStream, DriverError, result, sys};
 use std::ffi::c_void;
+use std::ptr::null_mut;
 use std::sync::Arc;
 
 /// Graphs whose nodes keep the priorities of the streams that they were captured on
@@ -23,6 +24,18 @@ pub(super) struct StepGraph(pub CudaGraph);
 // every launch binds the context to its thread first
 unsafe impl Send for StepGraph {}
 
+/// When a kernel may start.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Start {
+    /// When all work before it on its stream is complete.
+    AfterAll,
+    /// While the kernel ahead of it on its stream still runs, once all blocks of that one have begun.
+    /// Kernels of a module that [waits](Module::waits) then wait for it themselves, before they read
+    /// anything. Nothing but that kernel may be directly ahead: no event that was recorded or waited
+    /// for, no copy.
+    Early,
+}
+
 /// Launches a kernel on a stream, and waits for it where a switch asks for that. `address` says
 /// where the buffers are; they have the sizes that the launch was made for.
 pub(super) fn launch_kernel(
@@ -31,33 +44,74 @@ pub(super) fn launch_kernel(
     l: &Launch,
     address: impl Fn(&Pointer) -> u64,
     stream: &Arc<CudaStream>,
+    start: Start,
 ) -> Result<()> {
     let function = module.function(l.kernel)?;
     let mut arguments = l.arguments.words(address);
-    // one parameter, the struct; the driver copies as many bytes as the kernel declares
-    let mut parameters: [*mut c_void; 1] = [arguments.as_mut_ptr().cast()];
     let [mut x, y, z] = l.grid;
     if l.persistent {
         x = x.min(device.processors * function.blocks_at_once(l.block, l.shared)?);
     }
+    let config = sys::CUlaunchConfig {
+        gridDimX: x,
+        gridDimY: y,
+        gridDimZ: z,
+        blockDimX: l.block,
+        blockDimY: 1,
+        blockDimZ: 1,
+        sharedMemBytes: l.shared,
+        hStream: stream.cu_stream(),
+        attrs: null_mut(),
+        numAttrs: 0,
+    };
     // SAFETY: the arguments are the struct that the kernel declares (both come from one
     // declaration) and outlive the call; their addresses are inside the plan's buffers, which
-    // tests show by replaying the same launches on the host
-    unsafe {
-        result::launch_kernel(
-            function.0,
-            (x, y, z),
-            (l.block, 1, 1),
-            l.shared,
-            stream.cu_stream(),
-            &mut parameters,
-        )
-    }
-    .call("launch a kernel")?;
+    // tests show by replaying the same launches on the host. A kernel starts early only where it
+    // waits itself
+    unsafe { start_kernel(function, config, &mut arguments, start) }.call("launch a kernel")?;
     if device.switches.sync {
         stream.synchronize().call("complete a kernel")?;
     }
     Ok(())
+}
+
+/// Launches a kernel with its arguments, a struct.
+///
+/// # Safety
+/// The struct is the one that the kernel declares, its addresses are valid, and the kernel may start
+/// when `start` says.
+unsafe fn start_kernel(
+    function: Function,
+    mut config: sys::CUlaunchConfig,
+    arguments: &mut [u64],
+    start: Start,
+) -> Result<(), DriverError> {
+    // one parameter, the struct; the driver copies as many bytes as the kernel declares
+    let mut parameters: [*mut c_void; 1] = [arguments.as_mut_ptr().cast()];
+    if start == Start::AfterAll {
+        // SAFETY: promised by the caller
+        return unsafe {
+            result::launch_kernel(
+                function.0,
+                (config.gridDimX, config.gridDimY, config.gridDimZ),
+                (config.blockDimX, config.blockDimY, config.blockDimZ),
+                config.sharedMemBytes,
+                config.hStream,
+                &mut parameters,
+            )
+        };
+    }
+    let mut attribute = sys::CUlaunchAttribute {
+        id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+        pad: [0; 4],
+        value: sys::CUlaunchAttributeValue { pad: [0; 64] },
+    };
+    attribute.value.programmaticStreamSerializationAllowed = 1;
+    config.attrs = &mut attribute;
+    config.numAttrs = 1;
+    // SAFETY: promised by the caller; the attribute outlives the call
+    unsafe { sys::cuLaunchKernelEx(&config, function.0, parameters.as_mut_ptr(), null_mut()) }
+        .result()
 }
 
 impl CudaBackend {
@@ -111,6 +165,11 @@ impl CudaBackend {
         graph
     }
 
+    /// Whether kernels start while the one ahead of them still runs.
+    pub(super) fn overlaps(&self) -> bool {
+        self.device.switches.overlap && self.module.waits
+    }
+
     /// Launches kernels in their orders. Later work on the main stream waits for all of them.
     pub(super) fn launch(&self, launches: &[Launch]) -> Result<()> {
         self.launch_until(launches, None)
@@ -121,23 +180,28 @@ impl CudaBackend {
         self.device.bind()?;
         let (compute, side) = (&self.device.compute, &self.device.side);
         let mut side_in_use = false;
+        // whether the last work on the main stream is a kernel of this list
+        let mut after_kernel = false;
         for (i, l) in launches.iter().enumerate() {
-            let stream = if l.order == Order::Concurrent && !self.device.switches.no_side {
+            let (stream, start) = if l.order == Order::Concurrent && !self.device.switches.no_side {
                 self.device.order(compute, side)?;
-                side_in_use = true;
-                side
+                (side_in_use, after_kernel) = (true, false);
+                (side, Start::AfterAll)
             } else {
                 if l.order == Order::Join && std::mem::take(&mut side_in_use) {
                     self.device.order(side, compute)?;
+                    after_kernel = false;
                 }
-                compute
+                let early = std::mem::replace(&mut after_kernel, true) && self.overlaps();
+                let start = if early { Start::Early } else { Start::AfterAll };
+                (compute, start)
             };
             ensure!(
                 fails_at != Some(i + 1),
                 "PARAGON_CUDA_FAIL_CAPTURE={}",
                 i + 1
             );
-            self.launch_one(l, stream)
+            self.launch_one(l, stream, start)
                 .with_context(|| self.name_of(l))?;
         }
         if side_in_use {
@@ -148,9 +212,9 @@ impl CudaBackend {
     }
 
     /// Launches a kernel of the plan on a stream.
-    fn launch_one(&self, l: &Launch, stream: &Arc<CudaStream>) -> Result<()> {
+    fn launch_one(&self, l: &Launch, stream: &Arc<CudaStream>, start: Start) -> Result<()> {
         let address = |p: &Pointer| self.base + self.plan.buffer(p.buffer).offset + p.bytes;
-        launch_kernel(&self.device, &self.module, l, address, stream)
+        launch_kernel(&self.device, &self.module, l, address, stream, start)
     }
 
     /// A launch in words.

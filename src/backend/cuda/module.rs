@@ -4,6 +4,7 @@
 
 use super::driver::{Call, bind_to_release};
 use super::limits::MOST_SHARED;
+use super::switches::OVERLAP_CAPABILITY;
 use crate::backend::Error;
 use crate::plan::Precision;
 use anyhow::{Context, Result};
@@ -15,7 +16,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// (type, least compute capability x 10, compressed PTX); of one type the newest comes first.
-const MODULES: [(Precision, i32, &[u8]); 4] = [
+const MODULES: [(Precision, i32, &[u8]); 7] = [
+    (
+        Precision::F32,
+        90,
+        include_bytes!("../../../kernels/ptx/f32_90.ptx.zst"),
+    ),
     (
         Precision::F32,
         75,
@@ -23,8 +29,18 @@ const MODULES: [(Precision, i32, &[u8]); 4] = [
     ),
     (
         Precision::Bf16,
+        90,
+        include_bytes!("../../../kernels/ptx/bf16_90.ptx.zst"),
+    ),
+    (
+        Precision::Bf16,
         80,
         include_bytes!("../../../kernels/ptx/bf16_80.ptx.zst"),
+    ),
+    (
+        Precision::Fp16,
+        90,
+        include_bytes!("../../../kernels/ptx/fp16_90.ptx.zst"),
     ),
     (
         Precision::Fp16,
@@ -46,6 +62,9 @@ pub(super) struct Module {
     /// Time that loading took. It is seconds when the driver compiles the PTX, and milliseconds when
     /// the driver finds the result of an earlier start in its cache.
     pub load_time: Duration,
+    /// Whether its kernels wait themselves for the one ahead of them, so that they may be launched
+    /// while that one still runs.
+    pub waits: bool,
     /// Percent of a multiprocessor's cache that the functions ask for as shared memory.
     carveout: AtomicI32,
 }
@@ -154,7 +173,7 @@ impl Module {
         let found = MODULES
             .iter()
             .find(|(p, least, _)| *p == precision && *least <= capability);
-        let (_, _, ptx) = found.with_context(|| {
+        let (_, generation, ptx) = found.with_context(|| {
             format!("{name} (sm_{capability}) has no {precision}; use --precision fp16 or f32")
         })?;
         let text = zstd::decode_all(*ptx).context("the embedded kernels are damaged")?;
@@ -169,6 +188,7 @@ impl Module {
             functions: Mutex::default(),
             context: context.clone(),
             load_time: begun.elapsed(),
+            waits: *generation >= OVERLAP_CAPABILITY,
             carveout: AtomicI32::new(0),
         })
     }

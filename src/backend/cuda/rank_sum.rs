@@ -13,7 +13,7 @@ use super::constants::BLOCK_THREADS;
 use super::device::{Device, Memory};
 use super::driver::Call;
 use super::launch::{Launch, Shape};
-use super::launching::launch_kernel;
+use super::launching::{Start, launch_kernel};
 use super::lowering::int;
 use super::module::Module;
 use super::nccl::{Communicator, Nccl, Transfer};
@@ -252,6 +252,7 @@ impl RankSum {
             &launch,
             address,
             &self.device.compute,
+            Start::AfterAll,
         )
         .context("kernel add_gradients")
     }

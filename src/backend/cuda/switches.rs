@@ -7,6 +7,10 @@ use crate::backend::Error;
 use anyhow::{Result, bail};
 use std::ops::RangeInclusive;
 
+/// The oldest generation of cards that starts a kernel while the one ahead of it still runs, compute
+/// capability x 10.
+pub(super) const OVERLAP_CAPABILITY: i32 = 90;
+
 /// What the variables say.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Switches {
@@ -18,6 +22,8 @@ pub(super) struct Switches {
     pub no_side: bool,
     /// `PARAGON_CUDA_PRIORITY=1`: launches of the main stream go ahead of those of the side stream.
     pub priority: bool,
+    /// `PARAGON_CUDA_OVERLAP=1`: kernels start while the one ahead of them still runs.
+    pub overlap: bool,
     /// `PARAGON_CUDA_CARVEOUT=0..100`: percent of a multiprocessor's cache that is shared memory.
     pub carveout: Option<i32>,
     /// `PARAGON_CUDA_DEPTHWISE=tensor|plain`: the unit of the depthwise step of Nano's kernels.
@@ -42,11 +48,26 @@ impl Switches {
             no_graph: flag("PARAGON_CUDA_GRAPH")? == Some(false),
             no_side: flag("PARAGON_CUDA_SIDE")? == Some(false),
             priority: flag("PARAGON_CUDA_PRIORITY")?.unwrap_or(false),
+            overlap: flag("PARAGON_CUDA_OVERLAP")?.unwrap_or(false),
             carveout: number("PARAGON_CUDA_CARVEOUT", 0..=100)?.map(|percent| percent as i32),
             depthwise: depthwise()?,
             sum_blocks: number(limits::SUM_BLOCKS_VARIABLE, limits::SUM_BLOCKS_RANGE)?,
             fail_capture: number("PARAGON_CUDA_FAIL_CAPTURE", 1..=1_000_000)?,
         })
+    }
+
+    /// Checks that a card can do what the variables ask for: `name` is the card's, `capability` its
+    /// compute capability x 10.
+    ///
+    /// # Errors
+    /// [`Error::Misuse`], with the variable that asks for too much.
+    pub fn check(&self, name: &str, capability: i32) -> Result<()> {
+        if self.overlap && capability < OVERLAP_CAPABILITY {
+            bail!(Error::Misuse(format!(
+                "PARAGON_CUDA_OVERLAP is \"1\", but {name} is sm_{capability}, and only cards from sm_{OVERLAP_CAPABILITY} on start a kernel while another one runs; leave it unset"
+            )));
+        }
+        Ok(())
     }
 
     /// Why the step is not captured as graphs, where a switch asks for that.
