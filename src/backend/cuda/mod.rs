@@ -3,7 +3,7 @@
 //! launches and needs nothing else. Depends on the plan.
 //!
 //! Inside, each file depends only on files further down this list: `rank_sum`, `nccl`, `profile`, `arena`,
-//! `launching`, `backend`, `batch`, `device`, `module`, `driver`, `resources`, `switches`; `lower`, `sizing`, the families (`conv`, `nano`, `reconstruct`, `structural`,
+//! `launching`, `backend`, `batch`, `device`, `module`, `driver`, `resources`, `switches`, `machine_code`, `fingerprint`; `lower`, `sizing`, the families (`conv`, `nano`, `reconstruct`, `structural`,
 //! `optimizer`, `pixels`, `plain`), `reduce`, `lowering`, `scalars`, `launch`, `signatures`, `arguments`,
 //! `tiles`, `limits`, `constants`.
 
@@ -15,6 +15,7 @@ mod constants;
 mod conv;
 mod device;
 mod driver;
+mod fingerprint;
 #[cfg(test)]
 mod interface;
 mod launch;
@@ -22,6 +23,7 @@ mod launching;
 mod limits;
 mod lower;
 mod lowering;
+mod machine_code;
 mod module;
 mod nano;
 mod nccl;
@@ -56,6 +58,7 @@ pub use limits::MOST_SHARED;
 pub use lower::{lower, lower_range, lower_range_for};
 #[doc(hidden)]
 pub use lowering::Depthwise;
+pub use module::Loading;
 pub use nccl::{NCCL_DEVICE_BYTES, NCCL_HOST_BYTES, NCCL_VARIABLE, Nccl, nccl_is_off};
 pub use profile::LaunchTime;
 #[doc(hidden)]
