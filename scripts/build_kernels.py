@@ -5,6 +5,9 @@
                                        kernels/ptx/RESOURCES.md
     scripts/build_kernels.py --check   writes nothing: fails when a committed file differs from what the sources give
     scripts/build_kernels.py --show    prints the PTX of a committed module, e.g. --show f32_75
+    scripts/build_kernels.py --machine-code [--assembler PTXAS] [--out FOLDER]
+                                       assembles the committed PTX for every generation of cards and writes kernels/cubin/*.cubin.zst, which
+                                       the next build of the program embeds (three minutes on one core)
 
 Writing and checking also compile every kernel to machine code for every generation of cards from sm_75 to sm_90 and tabulate its
 registers. Errors are: spilled registers, local memory that LOCAL_MEMORY does not list, and instructions of a whole warp (tensor cores,
@@ -12,6 +15,7 @@ shuffles, barriers) that only some of its lanes may reach, and in modules for sm
 one ahead of it (scripts/ptx_branches.py).
 """
 import argparse
+import concurrent.futures
 import ctypes
 import importlib.util
 import os
@@ -19,6 +23,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import tempfile
 
 import zstandard
 
@@ -28,11 +33,14 @@ import ptx_branches  # noqa: E402
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 KERNELS = ROOT / "kernels"
 PTX = KERNELS / "ptx"
+CUBIN = KERNELS / "cubin"
 PRECISIONS = {"f32": 0, "bf16": 1, "fp16": 2}
 # The embedded modules. PTX of a generation runs on it and on all later ones. bf16 needs sm_80, where fp16 has wider instructions;
 # from sm_90 on a kernel may start while the one ahead of it runs, if it waits for that one itself.
 MODULES = [("f32", 75), ("f32", 90), ("fp16", 75), ("fp16", 80), ("fp16", 90), ("bf16", 80), ("bf16", 90)]
 CARDS = [75, 80, 86, 89, 90]
+# Generations with machine code of their own. The assembler makes the same instructions for sm_89 as for sm_86, and such a card runs both.
+MACHINE_CODE_CARDS = [75, 80, 86, 90]
 # With more registers per thread than this, only one block of 256 threads fits on a multiprocessor.
 MANY_REGISTERS = 128
 # Kernels that have arrays indexed at run time, in local memory. Everything else has its values in registers.
@@ -144,17 +152,99 @@ def committed(name):
     return (zstandard.ZstdDecompressor().decompress(data) if path.suffix == ".zst" else data).decode()
 
 
+def find_assembler():
+    """The path of ptxas."""
+    try:
+        spec = importlib.util.find_spec("nvidia.cuda_nvcc")
+    except ModuleNotFoundError:
+        spec = None
+    for folder in (spec.submodule_search_locations if spec else []):
+        for tool in pathlib.Path(folder).glob("bin/ptxas*"):
+            return str(tool)
+    sys.exit("no ptxas: pip install -r scripts/kernels-requirements.txt")
+
+
+def assemble(assembler, ptx, card):
+    """Returns (machine code, log) of PTX, given as text, for a generation of cards."""
+    with tempfile.TemporaryDirectory() as folder:
+        text, cubin = pathlib.Path(folder) / "kernels.ptx", pathlib.Path(folder) / "kernels.cubin"
+        text.write_text(ptx)
+        command = [assembler, "-v", f"--gpu-name=sm_{card}", "--output-file", str(cubin), str(text)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode != 0:
+            sys.exit(f"{' '.join(command)}:\n{done.stdout}{done.stderr}")
+        return cubin.read_bytes(), done.stdout + done.stderr
+
+
+def fnv1a(data):
+    """The FNV-1a sum of 64 bits."""
+    value = 0xCBF29CE484222325
+    for byte in data:
+        value = (value ^ byte) * 0x100000001B3 & 0xFFFFFFFFFFFFFFFF
+    return value
+
+
+def header(ptx):
+    """The header of machine code made from this compressed PTX, as src/backend/cuda/fingerprint.rs has it: a frame that decoders skip."""
+    return b"\x50\x2a\x4d\x18\x10\0\0\0" + f"{fnv1a(ptx):016x}".encode()
+
+
+def machine_code_file(assembler, precision, card):
+    """Returns (name, contents) of a file of machine code, made from the committed PTX that the program has for these cards."""
+    generation = max(g for p, g in MODULES if p == precision and g <= card)
+    ptx = f"{precision}_{generation}.ptx.zst"
+    code, log = assemble(assembler, committed(ptx), card)
+    for kernel, (_, _, spilled) in resources(log).items():
+        if spilled:
+            sys.exit(f"{kernel} ({precision}, sm_{card}) spills {spilled} bytes")
+    compressed = zstandard.ZstdCompressor(level=19, write_checksum=True).compress(code)
+    return f"{precision}_{card}.cubin.zst", header((PTX / ptx).read_bytes()) + compressed
+
+
+def write_machine_code(assembler, out):
+    """Writes the machine code of all types and generations into a folder."""
+    wanted = [(p, c) for p in PRECISIONS for c in MACHINE_CODE_CARDS if any(m == p and g <= c for m, g in MODULES)]
+    out.mkdir(parents=True, exist_ok=True)
+    for stale in out.glob("*.cubin.zst"):
+        stale.unlink()
+    total = 0
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        for name, data in pool.map(lambda w: machine_code_file(assembler, *w), wanted):
+            (out / name).write_bytes(data)
+            total += len(data)
+            print(f"{out / name}: {len(data):,} bytes", flush=True)
+    print(f"{len(wanted)} files, {total:,} bytes; the next build embeds those in {CUBIN}")
+
+
+def check_machine_code():
+    """Assembles one small kernel for every generation and compares the header with the published sum of a word."""
+    assembler = find_assembler()
+    for card in MACHINE_CODE_CARDS:
+        code, log = assemble(assembler, ".version 8.1\n.target sm_75\n.address_size 64\n.visible .entry nothing() { ret; }\n", card)
+        assert code.startswith(b"\x7fELF") and list(resources(log)) == ["nothing"], log
+    assert header(b"foobar").endswith(b"85944171f73967e8"), "FNV-1a is wrong"
+    assert zstandard.ZstdDecompressor().stream_reader(header(b"") + zstandard.compress(b"code"), read_across_frames=True).read() == b"code"
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="compare with the committed files instead of writing them")
     parser.add_argument("--show", metavar="MODULE", help="print the PTX of a committed module")
+    parser.add_argument("--machine-code", action="store_true", help="write the machine code of the committed PTX")
+    parser.add_argument("--assembler", metavar="PTXAS", help="another assembler for --machine-code")
+    parser.add_argument("--out", type=pathlib.Path, default=CUBIN, help="the folder for --machine-code")
     args = parser.parse_args()
+    if args.machine_code:
+        write_machine_code(args.assembler or find_assembler(), args.out)
+        return
     if args.show:
         text = committed(f"{args.show}.ptx.zst")
         sys.stdout.write(text if text is not None else sys.exit(f"there is no module {args.show}"))
         return
     wrong = interface(args.check)
     ptx_branches.check_itself()
+    if args.check:
+        check_machine_code()
     nvrtc = Nvrtc()
     files = {}
     for precision, generation in MODULES:

@@ -202,11 +202,7 @@ def assembled(precision, card, assembler):
     if not assembler:
         return build_kernels.Nvrtc().machine_code(precision, f"sm_{card}")
     generation = max(g for p, g in build_kernels.MODULES if p == precision and g <= card)
-    with tempfile.TemporaryDirectory() as folder:
-        ptx, cubin = pathlib.Path(folder) / "kernels.ptx", pathlib.Path(folder) / "kernels.cubin"
-        ptx.write_text(build_kernels.committed(f"{precision}_{generation}.ptx.zst"))
-        subprocess.run([assembler, f"--gpu-name=sm_{card}", "--output-file", cubin, ptx], check=True)
-        return cubin.read_bytes()
+    return build_kernels.assemble(assembler, build_kernels.committed(f"{precision}_{generation}.ptx.zst"), card)[0]
 
 
 def machine_code(precision, card, assembler=None):

@@ -1,8 +1,8 @@
-//! What `bench step` and `selftest` say about the kernels as the driver has compiled them. Depends
+//! What `bench step` and `selftest` say about the kernels as the driver has loaded them. Depends
 //! on the CUDA backend.
 
 use super::flags::tell;
-use paragon::backend::cuda::{Device, KernelResources};
+use paragon::backend::cuda::{Device, KernelResources, Loading};
 use paragon::plan::Precision;
 use serde::Serialize;
 
@@ -18,15 +18,16 @@ pub struct LoadedKernels {
     pub multiprocessors: u32,
     /// Largest clock of the multiprocessors, Hz.
     pub clock: Option<f64>,
-    /// Seconds that loading took; the driver compiles them unless its cache has them.
-    pub load_seconds: Option<f64>,
+    /// From what they were loaded, and how long it took.
+    #[serde(flatten)]
+    pub loading: Option<Loading>,
     /// Percent of a multiprocessor's cache that the kernels have as shared memory.
     pub shared_memory_percent: i32,
     pub kernels: Vec<KernelResources>,
 }
 
 impl LoadedKernels {
-    /// As the driver has compiled them.
+    /// As the driver has loaded them.
     pub fn new(
         device: &Device,
         precision: Precision,
@@ -38,13 +39,13 @@ impl LoadedKernels {
             capability: device.capability,
             multiprocessors: device.multiprocessors(),
             clock: device.clock(),
-            load_seconds: device.load_seconds(precision),
+            loading: device.loading(precision),
             shared_memory_percent,
             kernels,
         }
     }
 
-    /// One line: how many there are, how long loading took, and the extremes.
+    /// One line: how many there are, how long loading took and from what, and the extremes.
     pub fn text(&self) -> String {
         let count = self.kernels.len();
         let registers = self.kernels.iter().map(|k| k.registers).max().unwrap_or(0);
@@ -55,11 +56,9 @@ impl LoadedKernels {
         } else {
             format!("{worse} above kernels/ptx/RESOURCES.md")
         };
-        let seconds = self
-            .load_seconds
-            .map_or_else(String::new, |s| format!(" loaded in {s:.2} s"));
+        let loaded = self.loading.as_ref().map_or_else(String::new, loaded_text);
         format!(
-            "{count} kernels in {}{seconds}: up to {registers} registers, {local} with local memory, {} % of the cache as shared memory; {verdict}",
+            "{count} kernels in {}{loaded}: up to {registers} registers, {local} with local memory, {} % of the cache as shared memory; {verdict}",
             self.precision, self.shared_memory_percent
         )
     }
@@ -71,8 +70,14 @@ impl LoadedKernels {
             tell(format_args!("warning: {warning}"));
         }
         if all > 0 {
+            let machine_code = self.loading.as_ref().is_some_and(Loading::is_machine_code);
+            let reason = if machine_code {
+                "this driver gives the machine code less than a card of the table has"
+            } else {
+                "this driver's compiler differs from the tested one"
+            };
             tell(format_args!(
-                "{all} kernels of {} are worse than kernels/ptx/RESOURCES.md lists: this driver's compiler differs from the tested one. Results are right, times may be longer",
+                "{all} kernels of {} are worse than kernels/ptx/RESOURCES.md lists: {reason}. Results are right, times may be longer",
                 self.precision
             ));
         }
@@ -81,4 +86,21 @@ impl LoadedKernels {
     fn warnings(&self) -> impl Iterator<Item = String> {
         self.kernels.iter().filter_map(KernelResources::warning)
     }
+}
+
+/// How long loading took, and whether it was machine code or PTX.
+fn loaded_text(loading: &Loading) -> String {
+    let kind = if loading.is_machine_code() {
+        "machine code"
+    } else {
+        "PTX"
+    };
+    let refused = match &loading.machine_code_refused {
+        Some(reason) => format!("; machine code was refused, {reason}"),
+        None => String::new(),
+    };
+    format!(
+        " loaded in {:.2} s ({kind} for {}{refused})",
+        loading.load_seconds, loading.code
+    )
 }

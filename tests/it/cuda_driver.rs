@@ -1,7 +1,7 @@
 //! The whole CUDA backend on a machine without a GPU: a stand-in driver that runs kernels on fibers
 //! replaces libcuda. Its streams run as late as they may, which makes missing waits visible.
 
-use crate::{cli_common, kernels_common, shard_common};
+use crate::{cli_common, kernels_common, machine_code, shard_common};
 
 use cli_common::{paragon, text};
 use kernels_common::driver;
@@ -29,6 +29,8 @@ fn with_driver(args: &[&str], card: &[(&str, &str)]) -> Option<Output> {
     let folder = driver()?;
     let mut command = paragon(args);
     command.env("LD_LIBRARY_PATH", folder);
+    // a program that was built with machine code makes the same calls as one without
+    command.env("PARAGON_CUDA_PTX", "1");
     command.envs(card.iter().copied());
     Some(command.output().unwrap())
 }
@@ -861,6 +863,7 @@ fn gpu_check_runs_without_a_gpu() {
             .args(args)
             .env("LD_LIBRARY_PATH", &folder)
             .env("FAKE_CUDA_MEMORY", "450000000")
+            .env("PARAGON_CUDA_PTX", "1")
             .envs(card.iter().copied())
             .output();
         match output {
@@ -882,7 +885,7 @@ fn gpu_check_runs_without_a_gpu() {
         "| carve-out 100 % |",
         "| priorities |",
         "| no graphs |",
-        "as many blocks that sum as run at once (16)",
+        "another number of blocks that sum (256)",
         "the other unit for the depthwise step (",
         "| kernels start early |",
         "| kernels start early, no graphs |",
@@ -908,6 +911,15 @@ fn gpu_check_runs_without_a_gpu() {
         "failed: card (took more than 0 s), step",
     ] {
         assert!(text.contains(what), "{what}: {text}");
+    }
+    // with machine code the card's part measures PTX as well
+    let [folder, _] = machine_code::stand_ins(dir.path());
+    let card = [("PARAGON_CUDA_CUBIN", &*folder), ("PARAGON_CUDA_PTX", "0")];
+    let output = run(&["--only", "card"], &card).unwrap();
+    assert!(output.status.success(), "{}", said(&output));
+    let decisions = std::fs::read_to_string(out.join("decisions.md")).unwrap();
+    for what in ["| kernels of f32 as sm_86 | 0 of", " s with machine code, "] {
+        assert!(decisions.contains(what), "{what}: {decisions}");
     }
     // a network by itself, and what an older card cannot do
     let output = run(&["--only", "bits,networks,compact"], &[]).unwrap();

@@ -39,6 +39,7 @@ mod loader_bounds;
 mod loader_model;
 mod loader_ring;
 mod loader_sources;
+mod machine_code;
 mod markdown_common;
 mod memory_limits;
 mod metrics;

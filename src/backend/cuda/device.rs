@@ -4,7 +4,7 @@
 
 use super::choices::Choices;
 use super::driver::{Call, LEAST_CAPABILITY, bind_to_release, device_count};
-use super::module::Module;
+use super::module::{Loading, Module};
 use super::resources::Multiprocessor;
 use super::switches::Switches;
 use crate::backend::Error;
@@ -205,12 +205,11 @@ impl Device {
         }
     }
 
-    /// Seconds that loading the kernels for a type of activations took; `None` before
-    /// [`Device::prepare`] or a plan has loaded them.
-    pub fn load_seconds(&self, precision: Precision) -> Option<f64> {
+    /// How the kernels for a type of activations were loaded; `None` before [`Device::prepare`] or
+    /// a plan has loaded them.
+    pub fn loading(&self, precision: Precision) -> Option<Loading> {
         let modules = self.modules.lock().unwrap_or_else(PoisonError::into_inner);
-        let module = modules.get(&precision)?;
-        Some(module.load_time.as_secs_f64())
+        Some(modules.get(&precision)?.loading.clone())
     }
 
     /// A property of the card that its driver may not state, as 0.
@@ -257,6 +256,7 @@ impl Device {
             &self.name,
             self.capability,
             precision,
+            &self.switches,
         )?);
         modules.insert(precision, module.clone());
         Ok(module)

@@ -3,7 +3,7 @@
 //! launches and needs nothing else. Depends on the plan.
 //!
 //! Inside, each file depends only on files further down this list: `rank_sum`, `nccl`, `profile`, `arena`,
-//! `launching`, `backend`, `batch`, `device`, `module`, `driver`, `resources`, `switches`; `lower`, `sizing`, the families (`conv`, `nano`, `reconstruct`, `structural`,
+//! `launching`, `backend`, `batch`, `device`, `module`, `driver`, `resources`, `switches`, `machine_code`, `fingerprint`; `lower`, `sizing`, the families (`conv`, `nano`, `reconstruct`, `structural`,
 //! `optimizer`, `pixels`, `plain`), `reduce`, `lowering`, `scalars`, `launch`, `signatures`, `arguments`,
 //! `tiles`, `choices`, `limits`, `constants`.
 
@@ -16,6 +16,7 @@ mod constants;
 mod conv;
 mod device;
 mod driver;
+mod fingerprint;
 #[cfg(test)]
 mod interface;
 mod launch;
@@ -23,6 +24,7 @@ mod launching;
 mod limits;
 mod lower;
 mod lowering;
+mod machine_code;
 mod module;
 mod nano;
 mod nccl;
@@ -57,6 +59,7 @@ pub use launch::{Launch, Order, Program};
 pub use limits::MOST_SHARED;
 #[doc(hidden)]
 pub use lower::{lower, lower_range, lower_range_for};
+pub use module::Loading;
 pub use nccl::{NCCL_DEVICE_BYTES, NCCL_HOST_BYTES, NCCL_VARIABLE, Nccl, nccl_is_off};
 pub use profile::LaunchTime;
 #[doc(hidden)]

@@ -1,19 +1,22 @@
 //! The kernels as the program carries them: PTX made by scripts/build_kernels.py and compressed
 //! with zstd, one module for every type of activations and generation of cards, compiled by the
-//! driver when it is loaded. Depends on the driver.
+//! driver when it is loaded. Where there is machine code for the card, it is tried first. Depends
+//! on the driver and the machine code.
 
 use super::driver::{Call, bind_to_release};
 use super::limits::MOST_SHARED;
-use super::switches::OVERLAP_CAPABILITY;
+use super::machine_code;
+use super::switches::{OVERLAP_CAPABILITY, Switches};
 use crate::backend::Error;
 use crate::plan::Precision;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use cudarc::driver::{CudaContext, DriverError, result, sys};
+use serde::Serialize;
 use std::collections::HashMap;
 use std::ffi::CString;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// (type, least compute capability x 10, compressed PTX); of one type the newest comes first.
 const MODULES: [(Precision, i32, &[u8]); 7] = [
@@ -54,14 +57,32 @@ const MODULES: [(Precision, i32, &[u8]); 7] = [
     ),
 ];
 
+/// How the kernels of a type of activations were loaded.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Loading {
+    /// Seconds that loading took. They are some when the driver compiles PTX, and a fraction of one
+    /// for machine code, or when the driver finds the result of an earlier start in its cache.
+    pub load_seconds: f64,
+    /// What was loaded: machine code (`sm_86`) or PTX (`compute_80`), of a generation of cards.
+    pub code: String,
+    /// Why machine code for the card was not used; `None` if it was, or if there is none.
+    pub machine_code_refused: Option<String>,
+}
+
+impl Loading {
+    /// Whether machine code was loaded, which the driver need not compile.
+    pub fn is_machine_code(&self) -> bool {
+        self.code.starts_with("sm_")
+    }
+}
+
 /// A loaded module; unloaded when dropped.
 pub(super) struct Module {
     handle: sys::CUmodule,
     functions: Mutex<HashMap<&'static str, Function>>,
     context: Arc<CudaContext>,
-    /// Time that loading took. It is seconds when the driver compiles the PTX, and milliseconds when
-    /// the driver finds the result of an earlier start in its cache.
-    pub load_time: Duration,
+    /// What was loaded, and how long it took.
+    pub loading: Loading,
     /// Whether its kernels wait themselves for the one ahead of them, so that they may be launched
     /// while that one still runs.
     pub waits: bool,
@@ -114,6 +135,15 @@ impl Function {
     }
 }
 
+/// An error in the driver's words, with its number.
+fn in_words(error: DriverError) -> String {
+    let text = error
+        .error_string()
+        .map(|text| text.to_string_lossy().into_owned())
+        .unwrap_or_default();
+    format!("{text}, error {}", error.0 as u32)
+}
+
 /// The error of a module that the driver does not load, with what to try for each reason.
 fn not_loaded(error: DriverError) -> anyhow::Error {
     use sys::cudaError_enum as E;
@@ -139,15 +169,19 @@ fn not_loaded(error: DriverError) -> anyhow::Error {
         }
         _ => return Err::<(), _>(error).call("load the kernels").unwrap_err(),
     };
-    let text = error
-        .error_string()
-        .map(|text| text.to_string_lossy().into_owned())
-        .unwrap_or_default();
-    let code = error.0 as u32;
+    let error = in_words(error);
     Error::DeviceRefused(format!(
-        "CUDA could not load the kernels ({text}, error {code}): {advice}"
+        "CUDA could not load the kernels ({error}): {advice}"
     ))
     .into()
+}
+
+/// Loads PTX or machine code into the current context.
+fn load_image(mut image: Vec<u8>) -> Result<sys::CUmodule, DriverError> {
+    image.push(0); // PTX is a C string; the driver does not look behind the end of machine code
+    // SAFETY: the image is PTX that ends with a zero, or machine code, which states its own size;
+    // it outlives the call
+    unsafe { result::module::load_data(image.as_ptr().cast()) }
 }
 
 // SAFETY: a handle of the driver may be used from any thread that has bound the context, which
@@ -160,7 +194,8 @@ unsafe impl Sync for Module {}
 
 impl Module {
     /// Loads the module for a type of activations on the card of a context, with its name and
-    /// compute capability x 10.
+    /// compute capability x 10: machine code if there is some for the card and the driver takes it,
+    /// else PTX.
     ///
     /// # Errors
     /// When the card is too old for the type, or the driver refuses the PTX.
@@ -169,26 +204,44 @@ impl Module {
         name: &str,
         capability: i32,
         precision: Precision,
+        switches: &Switches,
     ) -> Result<Module> {
         let found = MODULES
             .iter()
             .find(|(p, least, _)| *p == precision && *least <= capability);
-        let (_, generation, ptx) = found.with_context(|| {
+        let (_, least, ptx) = found.with_context(|| {
             format!("{name} (sm_{capability}) has no {precision}; use --precision fp16 or f32")
         })?;
-        let text = zstd::decode_all(*ptx).context("the embedded kernels are damaged")?;
-        let text = CString::new(text)?;
         context.bind_to_thread().call("use the device")?;
         let begun = Instant::now();
-        // SAFETY: the text is a C string that outlives the call
-        let handle =
-            unsafe { result::module::load_data(text.as_ptr().cast()) }.map_err(not_loaded)?;
+        let (mut loaded, mut machine_code_refused) = (None, None);
+        if let Some((generation, file)) = switches.machine_code(precision, capability) {
+            let tried = machine_code::decoded(&file, ptx)
+                .and_then(|code| load_image(code).map_err(|e| anyhow!(in_words(e))));
+            match tried {
+                Ok(handle) => loaded = Some((handle, format!("sm_{generation}"))),
+                // whatever the reason is, the driver may take the PTX, or says what is wrong
+                Err(e) => machine_code_refused = Some(format!("sm_{generation}: {e:#}")),
+            }
+        }
+        let (handle, code) = match loaded {
+            Some(loaded) => loaded,
+            None => {
+                let text = zstd::decode_all(*ptx).context("the embedded kernels are damaged")?;
+                let handle = load_image(text).map_err(not_loaded)?;
+                (handle, format!("compute_{least}"))
+            }
+        };
         Ok(Module {
             handle,
             functions: Mutex::default(),
             context: context.clone(),
-            load_time: begun.elapsed(),
-            waits: *generation >= OVERLAP_CAPABILITY,
+            loading: Loading {
+                load_seconds: begun.elapsed().as_secs_f64(),
+                code,
+                machine_code_refused,
+            },
+            waits: *least >= OVERLAP_CAPABILITY,
             carveout: AtomicI32::new(0),
         })
     }

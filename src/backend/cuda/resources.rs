@@ -1,6 +1,6 @@
 //! What the driver's assembler made of the kernels: registers, local memory and the blocks that a
 //! multiprocessor holds at once, compared with the table that scripts/build_kernels.py wrote. The
-//! driver compiles the embedded PTX with its own assembler, which may need more registers, or spill
+//! driver compiles embedded PTX with its own assembler, which may need more registers, or spill
 //! them, where the tested one did not. Depends on the plan's types.
 
 use crate::plan::Precision;

@@ -1,18 +1,22 @@
 //! Switches by environment variables, for measurements and tests; `docs/cuda.md` lists them. A run
-//! needs none of them. Depends on the limits and the choices.
+//! needs none of them. Depends on the limits, the choices and the machine code.
 
 use super::choices::Depthwise;
 use super::limits;
+use super::machine_code;
 use crate::backend::Error;
+use crate::plan::Precision;
 use anyhow::{Result, bail};
+use std::borrow::Cow;
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 
 /// The oldest generation of cards that starts a kernel while the one ahead of it still runs, compute
 /// capability x 10.
 pub(super) const OVERLAP_CAPABILITY: i32 = 90;
 
 /// What the variables say.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Switches {
     /// `PARAGON_CUDA_SYNC=1`: waits after every launch, so that an error names the kernel.
     pub sync: bool,
@@ -32,6 +36,10 @@ pub(super) struct Switches {
     pub sum_blocks: Option<usize>,
     /// `PARAGON_CUDA_FAIL_CAPTURE=N`: launch number N of every capture fails.
     pub fail_capture: Option<usize>,
+    /// `PARAGON_CUDA_PTX=1`: machine code is not used.
+    pub ptx: bool,
+    /// `PARAGON_CUDA_CUBIN=FOLDER`: machine code comes from this folder.
+    pub cubin: Option<PathBuf>,
 }
 
 impl Switches {
@@ -53,6 +61,8 @@ impl Switches {
             depthwise: depthwise()?,
             sum_blocks: number(limits::SUM_BLOCKS_VARIABLE, limits::SUM_BLOCKS_RANGE)?,
             fail_capture: number("PARAGON_CUDA_FAIL_CAPTURE", 1..=1_000_000)?,
+            ptx: flag("PARAGON_CUDA_PTX")?.unwrap_or(false),
+            cubin: cubin()?,
         })
     }
 
@@ -68,6 +78,18 @@ impl Switches {
             )));
         }
         Ok(())
+    }
+
+    /// The generation and the file of the machine code to try, as [`machine_code::find`].
+    pub fn machine_code(
+        &self,
+        precision: Precision,
+        capability: i32,
+    ) -> Option<(i32, Cow<'static, [u8]>)> {
+        if self.ptx {
+            return None;
+        }
+        machine_code::find(precision, capability, self.cubin.as_deref())
     }
 
     /// Why the step is not captured as graphs, where a switch asks for that.
@@ -95,6 +117,18 @@ fn depthwise() -> Result<Option<Depthwise>> {
             "{name} is \"{other}\"; expected tensor or plain, or leave it unset"
         ))),
     }
+}
+
+/// The folder that `PARAGON_CUDA_CUBIN` names; `None` if it is not set.
+fn cubin() -> Result<Option<PathBuf>> {
+    let folder = std::env::var_os("PARAGON_CUDA_CUBIN").map(PathBuf::from);
+    if let Some(missing) = folder.as_ref().filter(|folder| !folder.is_dir()) {
+        bail!(Error::Misuse(format!(
+            "PARAGON_CUDA_CUBIN is \"{}\", which is no folder; expected one with machine code, or leave it unset",
+            missing.display()
+        )));
+    }
+    Ok(folder)
 }
 
 /// The number in a variable; `None` if it is not set.
