@@ -237,16 +237,19 @@ def machine_code(precision, card, assembler=None):
 
 
 def target(op, labels):
-    found = re.search(r"\.L_x_\d+", op.rest) if op.name == "BRA" else None
+    """Where a branch goes; None for BRA.DIV, which only a warp takes whose lanes are apart at an exchange."""
+    found = re.search(r"\.L_x_\d+", op.rest) if op.name == "BRA" and ".DIV" not in op.full else None
     return labels.get(found[0]) if found else None
 
 
 def loops(ops, labels):
     """Returns [(first place, last place)] of the loops, outer before inner."""
     ends = {}
+    # behind the last EXIT is what such a warp does, and the way back from there
+    exit = max(op.place for op in ops if op.name == "EXIT")
     for op in ops:
         to = target(op, labels)
-        if to is not None and to < op.place:
+        if to is not None and to < op.place < exit:
             ends[to] = max(ends.get(to, 0), op.place)
     return sorted(ends.items())
 
