@@ -6,7 +6,7 @@ For every kind of operation `paragon plan --device cuda --json` states the least
 operation takes the longer of its arithmetic and its bytes, and a pause for every launch:
   * arithmetic: two operations a multiply-add, at the share of the card's f32 peak in SHARES (docs/cuda.md derives those of convolutions). In a half
     precision the operations in ON_TENSOR_CORES take TENSOR_SHARE of the tensor cores' rate instead; no card has shown that share yet. The
-    reconstruction is counted as the one convolution that the kernels compute;
+    reconstruction is counted as the one convolution that the kernels compute, and Stream's block, in a half precision, as its own kernels do it;
   * bytes: every input once, every output once, and every workspace once in each direction, at the bandwidth of a copy.
 Operations that a block runs again for its backward pass have their bytes and launches counted, but not their arithmetic. What a cache saves, and what a kernel reads more than once (halos, keys of a window), is not in the model.
 """
@@ -44,6 +44,17 @@ OTHER = 0.5
 # channels.
 ON_TENSOR_CORES = ("conv 3x3", "conv 1x1", "window attention", "reconstruct")
 TENSOR_SHARE = 0.5
+# Stream's block in half precision (docs/cuda.md), for each of its operations: values of 32 channels that the launches read or write, products of
+# m16n8k16 for 256 pixels, and multiply-adds a pixel outside of tensor cores. Each of the three kernels of the backward pass is counted with the
+# products of the forward one; the rest are the weights' gradients of 192 depthwise channels.
+STREAM_BLOCK = {"stream block": (2, 3400, 0), "stream block, backward": (52, 3 * 3400, 9 * 192)}
+
+
+def stream_block(kind, pixels, card):
+    """Seconds of the arithmetic and of the bytes of Stream's blocks."""
+    values, products, plain = STREAM_BLOCK[kind["operation"]]
+    tensor = kind["count"] * pixels / 256 * products * 2 * 16 * 8 * 16 / (TENSOR_SHARE * card.tensor_flops)
+    return tensor + kind["count"] * pixels * 2 * plain / (OTHER * card.flops), kind["count"] * values * pixels * 32 * 2 / card.bandwidth
 
 
 def work(paragon, network, precision, step):
@@ -56,8 +67,9 @@ def work(paragon, network, precision, step):
         return None, done.stderr.strip().splitlines()[-1:] or ["no reason was given"]
     found = json.loads(done.stdout)["work"]
     for kind in found["operations"]:
+        kind["pixels"] = lq * lq * batch
         if kind["operation"].startswith("reconstruct"):
-            kind["multiply_adds"] = folded(kind, lq * lq * batch)
+            kind["multiply_adds"] = folded(kind, kind["pixels"])
     return found, None
 
 
@@ -81,8 +93,11 @@ def modelled(kinds, launches, precision, card):
     """Seconds of an iteration, and of its arithmetic, bytes and pauses by themselves."""
     total = arithmetic = memory = 0.0
     for kind in kinds:
-        compute = 2 * kind["multiply_adds"] / rate(kind["operation"], precision, card)
-        moved = (kind["bytes"] + 2 * kind["workspace"]) / card.bandwidth
+        if precision != "f32" and kind["operation"] in STREAM_BLOCK:
+            compute, moved = stream_block(kind, kind["pixels"], card)
+        else:
+            compute = 2 * kind["multiply_adds"] / rate(kind["operation"], precision, card)
+            moved = (kind["bytes"] + 2 * kind["workspace"]) / card.bandwidth
         total, arithmetic, memory = total + max(compute, moved), arithmetic + compute, memory + moved
     pauses = PAUSE * 1e-6 * launches
     return total + pauses, arithmetic, memory, pauses
