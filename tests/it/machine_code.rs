@@ -140,11 +140,13 @@ fn machine_code_is_loaded_first_and_ptx_where_it_is_refused() {
     );
     let card = |capability| ("FAKE_CUDA_CAPABILITY", capability);
     let fail = |how| ("FAKE_CUDA_FAIL", how);
-    let cases: [LoadCase; 7] = [
+    let cases: [LoadCase; 8] = [
         (&[fresh], "sm_86", None),
         // a newer card of the same major number runs it, one of another does not
         (&[fresh, card("89")], "sm_86", None),
-        (&[fresh, card("90")], "compute_75", None),
+        (&[fresh, card("90")], "compute_90", None),
+        // nor does an older one
+        (&[fresh, card("80")], "compute_75", None),
         (&[fresh, ("PARAGON_CUDA_PTX", "1")], "compute_75", None),
         (
             &[fresh, fail("cuModuleLoadData:1:209")],
