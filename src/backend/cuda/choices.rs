@@ -36,8 +36,8 @@ const SUM_BLOCKS_AT_ONCE: usize = 2;
 pub struct Choices {
     /// The unit of the depthwise step.
     pub depthwise: Depthwise,
-    /// Most blocks of a kernel that sums over pixels. A plan has room for [`most_sum_blocks`] of them, and this
-    /// is no larger.
+    /// Most blocks of a kernel that sums over pixels; no more than a plan has room for, which is 256
+    /// unless `PARAGON_CUDA_SUM_BLOCKS` says otherwise.
     pub sum_blocks: usize,
 }
 
