@@ -13,7 +13,7 @@
 // matrix_pointwise_norm: the same of the RMSNorm of the inputs.
 // matrix_pointwise_deep: the sums of 64 outputs stay in registers for any number of inputs, 32 at a
 // time. It also has the sums for PReLU's slopes.
-// More outputs take more launches. Grid: persistent, or, with sums, a fixed number.
+// More outputs take more launches. Grid: persistent, or, with sums, as many blocks as sum on the card.
 #pragma once
 #include "matrix_conv.cu"
 #include "plain_norm.cu"

@@ -5,8 +5,8 @@
 //  - Products (plain_conv.cu, plain_attention.cu): a block keeps a tile of values as f32 in shared
 //    memory, a thread several results in registers. Everything else takes 16-byte pieces of pixels.
 //  - A kernel that sums over pixels writes one f32 partial sum for each of a bounded number of
-//    blocks; reduce_sums adds them in f64 in a fixed order. The number of blocks depends on the
-//    shapes alone, so the bits are those of every card. There are no atomics.
+//    blocks; reduce_sums adds them as two f32 in a fixed order. The number of blocks depends on the
+//    shapes and the card, so the bits are always those of the same kind of card. There are no atomics.
 //  - No barrier and no warp instruction is inside a branch that depends on the thread; threads
 //    without work take part with values that are not stored.
 //  - Addresses are 64-bit; an address is formed only for an element that exists.

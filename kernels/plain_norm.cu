@@ -47,8 +47,8 @@ KERNEL(plain_rms_norm) {
 }
 
 // d x = r (scale d - x r^2 mean(scale d x)), and the sums for the gradients of scale and bias: of d x
-// r and of d. `lanes` lanes share a pixel, and each has one piece of it. Grid: a fixed number.
-// Partials: [blocks][2][channels]. Least traffic: x and d read once, d x written once.
+// r and of d. `lanes` lanes share a pixel, and each has one piece of it. Grid: as many blocks
+// as sum on the card. Partials: [blocks][2][channels]. Least traffic: x and d read once, d x written once.
 KERNEL(plain_rms_norm_back) {
     const int lanes = arg.lanes, part = threadIdx.x % lanes * PIECE, pixels = arg.images * arg.h * arg.w, row = 256 / lanes;
     bool works = part < arg.stride;

@@ -5,8 +5,8 @@
 //
 // reconstruct: with a target the output is prediction - target, subtracted while base and target
 // are exact integers. With loss_partials the output is the gradient of the pixel losses, and each
-// block stores its sum of the losses there. Grid: persistent, or a fixed number of blocks with
-// loss_partials. Least traffic an LQ pixel: a pixel of features and 12 bytes read, 12 x scale^2
+// block stores its sum of the losses there. Grid: persistent, or with loss_partials as many blocks
+// as sum on the card. Least traffic an LQ pixel: a pixel of features and 12 bytes read, 12 x scale^2
 // bytes written and 3 x scale^2 of target read.
 //
 // reconstruct_back: `part` says what a launch computes:
