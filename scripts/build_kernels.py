@@ -152,6 +152,11 @@ def committed(name):
     return (zstandard.ZstdDecompressor().decompress(data) if path.suffix == ".zst" else data).decode()
 
 
+def ptx_file(precision, card):
+    """The name of the committed PTX that the program has for a type of activations on a generation of cards."""
+    return f"{precision}_{max(g for p, g in MODULES if p == precision and g <= card)}.ptx.zst"
+
+
 def find_assembler():
     """The path of ptxas."""
     try:
@@ -191,8 +196,7 @@ def header(ptx):
 
 def machine_code_file(assembler, precision, card):
     """Returns (name, contents) of a file of machine code, made from the committed PTX that the program has for these cards."""
-    generation = max(g for p, g in MODULES if p == precision and g <= card)
-    ptx = f"{precision}_{generation}.ptx.zst"
+    ptx = ptx_file(precision, card)
     code, log = assemble(assembler, committed(ptx), card)
     for kernel, (_, _, spilled) in resources(log).items():
         if spilled:

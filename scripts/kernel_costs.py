@@ -86,10 +86,15 @@ def rounds(card):
     return -(-(-(-card.sum_blocks // 8)) // 8)
 
 
+def place_of(tile):
+    """(row, column) of a tile among the 8 x 8 of its image."""
+    return tile % 64 // 8, tile % 8
+
+
 def edges(w, tile):
     """Iterations of the loops over edges, in warp `w`, for both of its rows of tile number `tile` of an image of 8 x 8 tiles. Of the two
     edges that the outer loop tries, one costs products."""
-    y, x = tile % 64 // 8, tile % 8
+    y, x = place_of(tile)
     trips = []
     for own in (2 * w, 2 * w + 1):
         on, side = (y == 0 and own == 0) or (y == 7 and own == 15), x in (0, 7)
@@ -201,8 +206,7 @@ def assembled(precision, card, assembler):
     """Machine code: compiled by NVRTC, or assembled from the embedded PTX by another assembler."""
     if not assembler:
         return build_kernels.Nvrtc().machine_code(precision, f"sm_{card}")
-    generation = max(g for p, g in build_kernels.MODULES if p == precision and g <= card)
-    return build_kernels.assemble(assembler, build_kernels.committed(f"{precision}_{generation}.ptx.zst"), card)[0]
+    return build_kernels.assemble(assembler, build_kernels.committed(build_kernels.ptx_file(precision, card)), card)[0]
 
 
 def machine_code(precision, card, assembler=None):
@@ -435,7 +439,7 @@ def least_and_most_edges(kernel, card):
     """The first blocks of the two multiprocessors whose tiles touch edges of the image least and most often."""
     def touched(first):
         tiles = [tile for block in range(first, blocks_in(kernel, card), card.sms) for tile in tiles_of(kernel, card, block)]
-        return len(tiles), sum((tile % 64 // 8 in (0, 7)) + (tile % 8 in (0, 7)) for tile in tiles)
+        return len(tiles), sum(at in (0, 7) for tile in tiles for at in place_of(tile))
 
     by_edges = sorted(range(card.sms), key=touched)
     return [by_edges[0], by_edges[-1]]

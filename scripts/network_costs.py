@@ -50,11 +50,12 @@ TENSOR_SHARE = 0.5
 STREAM_BLOCK = {"stream block": (2, 3400, 0), "stream block, backward": (52, 3 * 3400, 9 * 192)}
 
 
-def stream_block(kind, pixels, card):
+def stream_block(kind, card):
     """Seconds of the arithmetic and of the bytes of Stream's blocks."""
     values, products, plain = STREAM_BLOCK[kind["operation"]]
-    tensor = kind["count"] * pixels / 256 * products * 2 * 16 * 8 * 16 / (TENSOR_SHARE * card.tensor_flops)
-    return tensor + kind["count"] * pixels * 2 * plain / (OTHER * card.flops), kind["count"] * values * pixels * 32 * 2 / card.bandwidth
+    pixels = kind["count"] * kind["pixels"]
+    compute = pixels / 256 * products * 2 * 16 * 8 * 16 / (TENSOR_SHARE * card.tensor_flops) + pixels * 2 * plain / (OTHER * card.flops)
+    return compute, pixels * values * 32 * 2 / card.bandwidth
 
 
 def work(paragon, network, precision, step):
@@ -69,14 +70,15 @@ def work(paragon, network, precision, step):
     for kind in found["operations"]:
         kind["pixels"] = lq * lq * batch
         if kind["operation"].startswith("reconstruct"):
-            kind["multiply_adds"] = folded(kind, kind["pixels"])
+            kind["multiply_adds"] = folded(kind)
     return found, None
 
 
-def folded(kind, pixels):
+def folded(kind):
     """Multiply-adds of the reconstruction at scale 2 as the kernels compute it: one 5x5 convolution to 16 values an LQ pixel. The plan states
     those of up.0 and conv_out: 36 F^2 + 108 F a pixel for F features, and twice as many for the backward pass."""
     passes = 2 if kind["operation"].endswith("backward") else 1
+    pixels = kind["pixels"]
     each = kind["multiply_adds"] / passes / pixels
     features = (math.sqrt(108**2 + 4 * 36 * each) - 108) / (2 * 36)
     return round(passes * pixels * 25 * 16 * features)
@@ -94,7 +96,7 @@ def modelled(kinds, launches, precision, card):
     total = arithmetic = memory = 0.0
     for kind in kinds:
         if precision != "f32" and kind["operation"] in STREAM_BLOCK:
-            compute, moved = stream_block(kind, kind["pixels"], card)
+            compute, moved = stream_block(kind, card)
         else:
             compute = 2 * kind["multiply_adds"] / rate(kind["operation"], precision, card)
             moved = (kind["bytes"] + 2 * kind["workspace"]) / card.bandwidth

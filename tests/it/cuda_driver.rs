@@ -6,6 +6,7 @@ use crate::{cli_common, kernels_common, machine_code, shard_common};
 use cli_common::{paragon, text};
 use kernels_common::driver;
 use shard_common::{config, make, pictures};
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Output;
 
@@ -604,6 +605,19 @@ fn switches_do_not_change_the_bits() {
     }
 }
 
+/// The kernels that `kernel` finds in the lines of the logs that the stand-in has written to `log-*` in a
+/// folder, each once. The logs are deleted.
+fn logged(folder: &Path, kernel: impl Fn(&str) -> Option<&str>) -> BTreeSet<String> {
+    let files = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap());
+    let mut names = BTreeSet::new();
+    for file in files.filter(|f| f.file_name().to_str().unwrap().starts_with("log-")) {
+        let text = std::fs::read_to_string(file.path()).unwrap();
+        names.extend(text.lines().filter_map(&kernel).map(str::to_string));
+        std::fs::remove_file(file.path()).unwrap();
+    }
+    names
+}
+
 /// A type of activations, switches, and the kernels that start early.
 type EarlyCase<'a> = (&'a str, &'a [(&'a str, &'a str)], &'a [&'a str]);
 
@@ -614,19 +628,6 @@ fn kernels_that_start_early_do_not_change_the_bits() {
     let dir = tempfile::tempdir().unwrap();
     let set = set(dir.path());
     let log = dir.path().join("log");
-    // the kernels that started early, each once
-    let early = || -> std::collections::BTreeSet<String> {
-        let files = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap());
-        let logs = files.filter(|f| f.file_name().to_str().unwrap().starts_with("log-"));
-        let mut names = std::collections::BTreeSet::new();
-        for file in logs {
-            let text = std::fs::read_to_string(file.path()).unwrap();
-            let lines = text.lines().filter_map(|line| line.strip_prefix("early "));
-            names.extend(lines.map(str::to_string));
-            std::fs::remove_file(file.path()).unwrap();
-        }
-        names
-    };
     let on = ("PARAGON_CUDA_OVERLAP", "1");
     // the first kernels, concurrent ones and those directly after them do not start early
     let in_f32 = [
@@ -673,7 +674,7 @@ fn kernels_that_start_early_do_not_change_the_bits() {
         assert!(output.status.success(), "{switches:?}: {said}");
         let overlaps = said.contains("kernels start early");
         assert_eq!(overlaps, switches.contains(&on), "{said}");
-        let found = early();
+        let found = logged(dir.path(), |line| line.strip_prefix("early "));
         if switches.contains(&("PARAGON_CUDA_SIDE", "0")) {
             // one stream, so that only the first kernels of the step and of the update do not
             assert!(found.is_superset(&in_f32.map(str::to_string).into()));
@@ -710,21 +711,6 @@ fn the_card_decides_which_unit_computes_the_depthwise_step() {
     let dir = tempfile::tempdir().unwrap();
     let set = set(dir.path());
     let log = dir.path().join("log");
-    let launched = || -> std::collections::BTreeSet<String> {
-        let files = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap());
-        let mut names = std::collections::BTreeSet::new();
-        for file in files.filter(|f| f.file_name().to_str().unwrap().starts_with("log-")) {
-            let text = std::fs::read_to_string(file.path()).unwrap();
-            let kernels = text.split_whitespace();
-            names.extend(
-                kernels
-                    .filter(|w| w.starts_with("nano_block"))
-                    .map(str::to_string),
-            );
-            std::fs::remove_file(file.path()).unwrap();
-        }
-        names
-    };
     let (tensor, plain) = (
         ["nano_block", "nano_block_back"],
         ["nano_block_back_plain", "nano_block_plain"],
@@ -756,7 +742,10 @@ fn the_card_decides_which_unit_computes_the_depthwise_step() {
         let precision = if capability == "75" { "fp16" } else { "bf16" };
         let output = short_training_in(&set, &out, ("cuda", precision), "2", &card).unwrap();
         assert!(output.status.success(), "{}", said(&output));
-        let names: Vec<String> = launched().into_iter().collect();
+        let names = logged(dir.path(), |line| {
+            line.starts_with("nano_block").then_some(line)
+        });
+        let names: Vec<String> = names.into_iter().collect();
         assert_eq!(names, kernels, "sm_{capability}, {switch:?}");
         let found = losses(&out);
         assert_eq!(found.len(), expected.len());

@@ -39,7 +39,7 @@ fn compare(
     (orders, sanitize): (&[Order], bool),
     most: usize,
 ) {
-    let seen = RefCell::new(HashMap::new());
+    let wanted = |op: &Op| !matches!(op, Op::Update(_) | Op::PixelLoss(_) | Op::Unpack(_));
     compare_network(
         (net, params),
         case,
@@ -47,13 +47,19 @@ fn compare(
         precision,
         orders,
         sanitize,
-        |op| {
-            let mut seen = seen.borrow_mut();
-            let count: &mut usize = seen.entry(op.name()).or_default();
-            *count += 1;
-            *count <= most && !matches!(op, Op::Update(_) | Op::PixelLoss(_) | Op::Unpack(_))
-        },
+        first_of_each(most, wanted),
     );
+}
+
+/// Chooses up to `most` operations of each kind that is wanted.
+fn first_of_each(most: usize, wanted: impl Fn(&Op) -> bool) -> impl Fn(&Op) -> bool {
+    let seen = RefCell::new(HashMap::new());
+    move |op| {
+        let mut seen = seen.borrow_mut();
+        let count: &mut usize = seen.entry(op.name()).or_default();
+        *count += 1;
+        *count <= most && wanted(op)
+    }
 }
 
 /// Every precision in three orders of lanes, then one of them under the address sanitizer.
@@ -133,20 +139,16 @@ fn few_blocks_that_sum() {
     let compact = network("compact", 2, &[("num_feat", 64), ("num_conv", 1)]);
     for (net, params) in [network("stream", 2, &[]), photo, compact] {
         for precision in [Precision::F32, Precision::Bf16] {
-            let seen = RefCell::new(HashMap::new());
-            let case = (2, 1, (40, 33), L1_ONLY, false, Recompute::None);
-            let (optimizer, on) = (OptimizerKind::AdamW, (precision, on));
-            let network = (&net, &params[..]);
-            compare_on(network, case, optimizer, on, &ORDERS[..1], false, |op| {
-                let mut seen = seen.borrow_mut();
-                let count: &mut usize = seen.entry(op.name()).or_default();
-                *count += 1;
-                let sums = matches!(
+            let sums = |op: &Op| {
+                matches!(
                     op,
                     Op::ConvBack(_) | Op::RmsNormBack(_) | Op::StreamBlockBack(_)
-                );
-                *count <= 2 && sums
-            });
+                )
+            };
+            let case = (2, 1, (40, 33), L1_ONLY, false, Recompute::None);
+            let (optimizer, on) = (OptimizerKind::AdamW, (precision, on));
+            let (network, chosen) = ((&net, &params[..]), first_of_each(2, sums));
+            compare_on(network, case, optimizer, on, &ORDERS[..1], false, chosen);
         }
     }
 }
