@@ -27,10 +27,14 @@
 #define ONES 0x3c003c00u
 #endif
 
+// A value rounded to half precision, and the remainder: two rows of an operand whose other side is ones.
+DEVICE u32 two_halves(float value) { return pack_half(value, value - low_half(pack_half(value, 0.0f))); }
+
 // A lane's taps of a plane as operands: zero except where the lane's row and column are the same
 // channel, because lanes off the diagonal read zeros.
 template <bool BACK>
 struct TensorDepthwise {
+    static const bool AHEAD = true;  // two planes at once: their products do not wait for one another
     // Of a hidden channel and, at number HIDDEN, of none.
     struct Shared {
         Wide* taps;   // eight of the nine, in two arrays
@@ -56,7 +60,7 @@ struct TensorDepthwise {
             to.last[channel] = word;
     }
     DEVICE_MEMBER static void store_start(Wide* at, int channel, float start) {
-        shared(at).starts[channel] = pack_half(start, start - low_half(pack_half(start, 0.0f)));
+        shared(at).starts[channel] = two_halves(start);
     }
     // The zeros, by the threads i of a block.
     DEVICE_MEMBER static void store_rest(Wide* at, u32 i) {
@@ -81,19 +85,25 @@ struct TensorDepthwise {
     // points r rows below pixel i's upper left neighbour; two rows of results need these four rows.
     // The upper and the lower tap of a column are one product, because two rows of results then use
     // a column's four matrices as they were loaded.
-    DEVICE_MEMBER void two_rows(float (&sum)[4], const Wide* from) const {
-        u32 m[4], before[2] = {0, 0};
+    DEVICE_MEMBER static void two_planes(float (&sum)[2][4], const TensorDepthwise (&plane)[2], const Wide* from, int pitch) {
+        u32 m[2][4], before[2][2] = {{0, 0}, {0, 0}};
         UNROLL
-        for (int i = 0; i < 4; i++) sum[i] = 0;
+        for (int i = 0; i < 8; i++) sum[i / 4][i % 4] = 0;
         UNROLL
         for (int kx = 0; kx < 3; kx++) {
-            load_matrices(m, from + kx);
-            mma_16x8x16(sum, m, outer[kx]);
-            if (kx == 1) mma_16x8x16(sum, {before[0], before[1], m[1], m[2]}, middle);
-            before[0] = m[1];
-            before[1] = m[2];
+            UNROLL
+            for (int j = 0; j < 2; j++) load_matrices(m[j], from + j * pitch + kx);
+            UNROLL
+            for (int j = 0; j < 2; j++) mma_16x8x16(sum[j], m[j], plane[j].outer[kx]);
+            UNROLL
+            for (int j = 0; j < 2; j++) {
+                if (kx == 1) mma_16x8x16(sum[j], {before[j][0], before[j][1], m[j][1], m[j][2]}, plane[j].middle);
+                before[j][0] = m[j][1];
+                before[j][1] = m[j][2];
+            }
         }
-        mma_16x8x16(sum, {m[1], m[2], ONES, ONES}, last);
+        UNROLL
+        for (int j = 0; j < 2; j++) mma_16x8x16(sum[j], {m[j][1], m[j][2], ONES, ONES}, plane[j].last);
     }
 
     // Four rows, which need six, two of which both halves use.
@@ -131,6 +141,7 @@ struct TensorDepthwise {
 // A lane has the taps of its two channels in registers.
 template <bool BACK>
 struct PlainDepthwise {
+    static const bool AHEAD = false;
     struct __attribute__((aligned(16))) TwoRows {
         float tap[2][2];
     };

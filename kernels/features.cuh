@@ -37,6 +37,17 @@ DEVICE void store_features(act* to, const float (&v)[FEATURES]) {
 // Square tiles of TILE x TILE pixels, numbered through all images, row by row.
 struct Tile {
     int image, y, x;
+
+    // To the next one.
+    DEVICE_MEMBER void move_on(int h, int w) {
+        x += TILE;
+        if (x < w) return;
+        x = 0;
+        y += TILE;
+        if (y < h) return;
+        y = 0;
+        image++;
+    }
 };
 DEVICE int tile_count(int images, int h, int w) { return images * ((h + TILE - 1) / TILE) * ((w + TILE - 1) / TILE); }
 DEVICE Tile tile_at(int index, int h, int w) {
@@ -48,6 +59,30 @@ DEVICE Tile tile_at(int index, int h, int w) {
     t.x = (int)((u32)index - line * across) * TILE;
     return t;
 }
+// The same for a kernel that loops over tiles: the reciprocals are computed once. A division is some
+// twenty instructions that wait for one another, and nothing can be loaded before its result.
+struct Tiles {
+    u32 across_share, down_share;  // floor((2^32 - 1) / divisor)
+
+    DEVICE_MEMBER Tiles(int h, int w) {
+        across_share = 0xffffffffu / ((u32)(w + TILE - 1) / TILE);
+        down_share = 0xffffffffu / ((u32)(h + TILE - 1) / TILE);
+    }
+    // a / divisor for a < 2^31: the product with the share is less by one at most.
+    DEVICE_MEMBER static u32 divide(u32 a, u32 divisor, u32 share) {
+        u32 quotient = (u32)((u64)a * share >> 32);
+        return a - quotient * divisor < divisor ? quotient : quotient + 1;
+    }
+    DEVICE_MEMBER Tile at(int index, int h, int w) const {
+        u32 across = (u32)(w + TILE - 1) / TILE, down = (u32)(h + TILE - 1) / TILE;
+        u32 line = divide((u32)index, across, across_share), image = divide(line, down, down_share);
+        Tile t;
+        t.image = (int)image;
+        t.y = (int)(line - image * down) * TILE;
+        t.x = (int)((u32)index - line * across) * TILE;
+        return t;
+    }
+};
 DEVICE bool inside(int y, int x, int h, int w) { return (u32)y < (u32)h && (u32)x < (u32)w; }
 
 #if PRECISION != 0

@@ -253,17 +253,30 @@ struct TensorTapSums {
         float d[2][5][4];
         UNROLL
         for (int i = 0; i < 40; i++) d[i / 20][i / 4 % 5][i % 4] = 0;
-        ROLLED
+        // rows y and y + 1, which have been loaded with the four rows of d z before these
+        u32 shared[3][2];
+        UNROLL
+        for (int kx = 0; kx < 3; kx++) {
+            u32 r[4];
+            load_matrices_transposed(r, h_from + kx);
+            shared[kx][0] = r[0];
+            shared[kx][1] = r[1];
+        }
+        UNROLL
         for (int y = 0; y < TILE; y += 4) {
             u32 slopes[4], m[2][3][4];
             load_matrices_transposed(slopes, dz_from + y * dz_side);
             UNROLL
-            for (int r = 0; r < 2; r++) {
+            for (int kx = 0; kx < 3; kx++) {
+                load_matrices_transposed(m[1][kx], h_from + (y + 2) * side + kx);
                 UNROLL
-                for (int kx = 0; kx < 3; kx++) {
-                    load_matrices_transposed(m[r][kx], h_from + (y + 2 * r) * side + kx);
-                    mma_16x8x16(d[r][kx], m[r][kx], {slopes[2 * r], slopes[2 * r + 1]});
+                for (int i = 0; i < 2; i++) {
+                    m[0][kx][i] = shared[kx][i];
+                    m[0][kx][2 + i] = m[1][kx][i];
+                    shared[kx][i] = m[1][kx][2 + i];
                 }
+                UNROLL
+                for (int r = 0; r < 2; r++) mma_16x8x16(d[r][kx], m[r][kx], {slopes[2 * r], slopes[2 * r + 1]});
             }
             UNROLL
             for (int r = 0; r < 2; r++) {
@@ -430,51 +443,51 @@ DEVICE void nano_back_slopes(NanoSums<TapSums>& sums, const Wide* hidden, u32* d
         u32* to = dz + (plane * plane_pieces(dz_side) + row * dz_side + column) * 4 + l.t;
         int x = tile.x - 1 + column;
         bool counted = (u32)(column - 1) < (shared.more ? TILE + 1 : TILE), across = (u32)x < (u32)w;
-        // d_output of a lane's two pixels; where a row does not exist, that of some pixel of the
-        // tile, which is not used
-        u32 corner = ((u32)tile.image * h * w + (across ? x : tile.x)) * 4 + l.t;
-        auto load = [&](Pair(&d)[2]) {
+        // d_output of a lane's two pixels, zero where they do not exist; as the operand takes them
+        u32 corner = ((u32)(tile.image * h + tile.y - 1) * w + x) * 4 + l.t;
+        u32 d[4];
+        auto load = [&]() {
             UNROLL
             for (int k = 0; k < 2; k++) {
-                int y = tile.y - 1 + row + k;
-                d[k] = ((const Pair*)d_output)[corner + ((u32)y < (u32)h ? (u32)y : (u32)tile.y) * w * 4];
+                Pair v = {{0, 0}};
+                if (across && (u32)(tile.y - 1 + row + k) < (u32)h) v = ((const Pair*)d_output)[corner + (u32)(row + k) * w * 4];
+                d[k] = v.word[0];
+                d[2 + k] = v.word[1];
             }
         };
-        Pair d[2];
-        load(d);
+        load();
         ROLLED
         for (int trip = 0; trip < trips; trip++) {
-            bool real[2], there = row < dz_side;
-            UNROLL
-            for (int k = 0; k < 2; k++) real[k] = inside(tile.y - 1 + row + k, x, h, w);
+            bool there = row < dz_side;
             u32 d_turned[4];
             UNROLL
             for (int i = 0; i < 4; i++) {
-                bool within = counted && (u32)(row + i / 2 - 1) < TILE && real[i / 2];
-                d_turned[i] = transpose(within ? d[i / 2].word[i % 2] : 0);
+                bool within = counted && (u32)(row + i / 2 - 1) < TILE;
+                d_turned[i] = transpose(within ? d[i / 2 + i % 2 * 2] : 0);
             }
             float dg[2][4];
             UNROLL
             for (int j = 0; j < 2; j++)
-                mma_16x8x16(dg[j], {d[0].word[0], d[1].word[0], d[0].word[1], d[1].word[1]}, conv2[32 * j].word, none);
+                mma_16x8x16(dg[j], d, conv2[32 * j].word, none);
             // the loads of the next pair of rows are issued now
             row += 4;
-            load(d);
+            load();
             // the sum of d_output, as a product with ones
             float outputs[4];
             mma_16x8x16(outputs, d_turned, ones, none);
             sums.taps.add_outputs(outputs, l);
+            float z[2][4];
+            if constexpr (Depthwise::AHEAD) Depthwise::two_planes(z, depthwise, from, plane_pieces(side));
             UNROLL
             for (int j = 0; j < 2; j++) {
-                float z[4];
-                depthwise[j].two_rows(z, from + j * plane_pieces(side));
+                if constexpr (!Depthwise::AHEAD) depthwise[j].two_rows(z[j], from + j * plane_pieces(side));
                 u32 turned[2];
                 UNROLL
                 for (int k = 0; k < 2; k++) {
                     float g[2], slope[2];
                     UNROLL
-                    for (int i = 0; i < 2; i++) gelu_pair(z[2 * k + i], g[i], slope[i]);
-                    u32 value = real[k] ? pack_half(dg[j][2 * k] * slope[0], dg[j][2 * k + 1] * slope[1]) : 0;
+                    for (int i = 0; i < 2; i++) gelu_pair(z[j][2 * k + i], g[i], slope[i]);
+                    u32 value = pack_half(dg[j][2 * k] * slope[0], dg[j][2 * k + 1] * slope[1]);
                     if (there) to[(j * plane_pieces(dz_side) + k * dz_side) * 4] = value;
                     turned[k] = transpose(pack_half(g[0], g[1]));
                 }
@@ -592,9 +605,8 @@ DEVICE void nano_back(const NanoBlockBackArguments& arg) {
     NanoSums<TapSums> sums = {};
     barrier();
     int first = blockIdx.x * arg.tiles, end = first + arg.tiles;
-    for (int index = first; index < end; index++) {
-        Tile t = tile_at(index, h, w);
-        if (t.image >= arg.images) break;
+    Tile t = tile_at(first, h, w);
+    for (int index = first; index < end && t.image < arg.images; index++, t.move_on(h, w)) {
         SharedTiles shared = {index > first && t.x > 0, index + 1 < end && t.x + TILE < w};
         nano_back_hidden(hidden, n, arg.input, t, shared, h, w);
         barrier();

@@ -146,7 +146,7 @@ KERNELS = [
     Kernel("conv_gradients", "conv_mid", 8, 2, "sum", 96 * LQ, 1, lambda w: []),
     # The left columns of a block's first tile; then that tile's passes of five or four iterations and of one iteration, counted as two
     # passes of three, and the single pass of every other tile.
-    Kernel("nano_block_back", "", 8, 2, "run", 96 * LQ, 3, lambda w: [(w // 4 + (w == 4), 0), (2, 1), (3, 5 - w // 4), 4, 2], depthwise="tensor", words=True),
+    Kernel("nano_block_back", "", 8, 2, "run", 96 * LQ, 3, lambda w: [(w // 4 + (w == 4), 0), (2, 1), (3, 5 - w // 4), 2], depthwise="tensor", words=True),
     Kernel("nano_block_back_plain", "", 8, 2, "run", 96 * LQ, 3, lambda w: [(w // 4 + (w == 4), 0), (2, 1), (3, 5 - w // 4), 4, 2], depthwise="plain", words=True),
     Kernel("conv_rgb_weights", "conv_in", 8, 4, "sum", 44 * LQ, 1, lambda w: []),
     Kernel("reduce_sums", "", 8, 6, 220, PARTIALS * 220 / 651, 1, before=lambda w, card: [3, 0, 0, 0, 0, rounds(card)]),
