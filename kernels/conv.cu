@@ -189,8 +189,9 @@ KERNEL(conv) {
     int tiles = tile_count(arg.images, h, w);
     load_weights(weights, arg.weight, false);
     if (threadIdx.x < FEATURES) biases[threadIdx.x] = arg.bias[threadIdx.x];
+    const Tiles tile_of(h, w);
     for (int t = blockIdx.x; t < tiles; t += gridDim.x) {
-        Tile at = tile_at(t, h, w);
+        Tile at = tile_of.at(t, h, w);
         TileInput<1> in;
         in.load(arg.input, at, h, w);
         barrier();
@@ -212,8 +213,9 @@ KERNEL_CROWDED(conv_data, 2) {
     unsigned char* weights = tile + WIDE_TILE_BYTES;
     int tiles = tile_count(arg.images, h, w);
     load_weights(weights, arg.weight, true);
+    const Tiles tile_of(h, w);
     for (int t = blockIdx.x; t < tiles; t += gridDim.x) {
-        Tile at = tile_at(t, h, w);
+        Tile at = tile_of.at(t, h, w);
         TileInput<1> in;
         in.load(arg.d_output, at, h, w);
         barrier();
@@ -361,8 +363,9 @@ KERNEL(conv_weights) {
     int tiles = tile_count(arg.images, h, w);
     Outer o;
     start(o);
+    const Tiles tile_of(h, w);
     for (int t = blockIdx.x; t < tiles; t += gridDim.x) {
-        Tile at = tile_at(t, h, w);
+        Tile at = tile_of.at(t, h, w);
         TileInput<1> x_in;
         TileInput<0> d_in;
         barrier();
@@ -388,8 +391,9 @@ KERNEL(conv_gradients) {
     load_weights(weights, arg.weight, true);
     Outer o;
     start(o);
+    const Tiles tile_of(h, w);
     for (int t = blockIdx.x; t < tiles; t += gridDim.x) {
-        Tile at = tile_at(t, h, w);
+        Tile at = tile_of.at(t, h, w);
         TileInput<1> x_in, d_in;
         x_in.load(arg.input, at, h, w);
         d_in.load(arg.d_output, at, h, w);
