@@ -25,9 +25,77 @@
 #pragma once
 #include "features.cuh"
 
-// 16-byte words of all entries of a unit as tensor core operands, for the forward and for the
-// backward pass.
-#define GROUP_FRAGMENTS (2 * ENTRIES * FRAGMENT)
+#if PRECISION != 0
+// The places of a pixel's twelve values in the products of tensor cores: eight, of which the third of
+// every four is blue of the third or fourth HR pixel, then red and green of these two.
+DEVICE constexpr int place_of(int slot) { return slot < 8 ? slot : slot % 4 == 2 ? slot / 4 * 4 - 5 : 8 + (slot - 8) / 4 * 2 + slot % 4; }
+DEVICE constexpr int slot_at(int place) { return place >= 8 ? 8 + (place - 8) / 2 * 4 + place % 2 : place % 4 < 3 ? place : place + 7; }
+static_assert(place_of(10) == 3 && place_of(14) == 7 && place_of(13) == 11 && slot_at(3) == 10 && slot_at(7) == 14 && slot_at(11) == 13, "inverse of each other");
+
+// 16-byte words of the operands of a unit: of the forward pass, then of the backward pass. Each has those
+// of the 25 taps, which are copied to shared memory, then those of the edges' entries.
+//
+// Forward: of each tap the first eight places, and the last four of the row of pixels and of the row
+// below, whose tap is one row further up; then the last four of a sixth row (Pairs), which only the row
+// below has.
+// Backward: of two taps of a row the first eight places (10 fragments: for every row columns 0 and 1, then 2
+// and 3); of two rows and two columns the last four (6; rows 0 and 1, 2 and 3, 4); and of column 4 the
+// first eight of one row with the last four of it and the next (5; rows 1 and 3 without these).
+#define FORWARD_FRAGMENTS (FORWARD_TAPS + EDGE_ENTRIES * FRAGMENT)
+static_assert(FORWARD_TAPS == 25 * FRAGMENT + 5 * FRAGMENT / 2 && BACKWARD_TAPS == 21 * FRAGMENT, "the lowering reserves what the operands need");
+static_assert(GROUP_FRAGMENTS == FORWARD_FRAGMENTS + BACKWARD_TAPS + EDGE_ENTRIES * FRAGMENT, "the lowering reserves what the operands need");
+
+// Where a value of an operand is: row k of 16 and column of 8, in the order of a lane's registers: 16
+// bytes hold b[0], b[1] of the first eight columns, then of the second.
+DEVICE int fragment_half(int fragment, int k, int column, bool second) {
+    return ((fragment * FRAGMENT + column * 4 + k % 8 / 2) * 4 + second * 2 + k / 8) * 2 + k % 2;
+}
+// Stores the value of an entry of the forward pass: of a tap (e < 25), or of an edge.
+DEVICE void store_forward(u16* to, int e, int ci, int slot, u16 value) {
+    int place = place_of(slot), column = place % 8, u = e / 5, v = e % 5;
+    if (slot % 4 == 3) return;
+    if (e >= 25) {
+        u16* entry = to + (FORWARD_TAPS + (e - 25) * FRAGMENT) * 8;
+        entry[fragment_half(0, ci, column, place >= 8)] = value;
+        if (place >= 8) entry[fragment_half(0, ci, column + 4, true)] = value;
+        return;
+    }
+    if (place < 8) {
+        to[fragment_half(e, ci, column, false)] = value;
+        return;
+    }
+    // of strip row `row`: the row of pixels itself, and the row below
+    auto store = [&](int row, int column, u16 value) {
+        if (row < 5) to[fragment_half(row * 5 + v, ci, column, true)] = value;
+        else to[25 * FRAGMENT * 8 + ((v * FRAGMENT + column * 4 + ci % 8 / 2) * 2 + ci / 8) * 2 + ci % 2] = value;
+    };
+    store(u, column, value);
+    store(u + 1, column + 4, value);
+    if (u == 0) store(0, column + 4, 0);
+    if (u == 4) store(5, column, 0);
+}
+// The same of the backward pass; taps are mirrored.
+DEVICE void store_backward(u16* to, int e, int ci, int slot, u16 value) {
+    // columns are distributed over the two eights so that a lane's four results of one pixel are neighbours
+    int column = (ci >> 2) * 2 + (ci & 1), place = place_of(slot);
+    bool second = ci >> 1 & 1, last = place >= 8;
+    if (e >= 25) {
+        int tap = (e - 25) % 7, turned = tap < 5 ? e - tap + 4 - tap : e;
+        u16* entry = to + (BACKWARD_TAPS + (turned - 25) * FRAGMENT) * 8;
+        // rows 12 .. 15 are those of the pixel below, which has no part in it
+        if (slot % 4 == 3) entry[fragment_half(0, 12 + slot / 4, column, second)] = 0;
+        else entry[fragment_half(0, place, column, second)] = value;
+        return;
+    }
+    if (slot % 4 == 3) return;
+    int u = 4 - e / 5, v = 4 - e % 5, k = last ? u % 2 * 4 + place - 8 : place;
+    int fragment = v < 4 ? (last ? 10 + u / 2 * 2 : u * 2) + v / 2 : 16 + (last ? u / 2 * 2 : u);
+    k += v < 4 ? v % 2 * 8 : last ? 8 : 0;
+    to[fragment_half(fragment, k, column, second)] = value;
+    // there is no row after the last one
+    if (last && u == 4) to[fragment_half(fragment, k + 4, column, second)] = 0;
+}
+#endif
 
 // The operands are multiplied by it, and results are divided by it: with a small gain the weights
 // are subnormal in fp16 (below 6e-5), which would round them coarsely. A power of two does not
@@ -162,17 +230,8 @@ KERNEL(fold_conv) {
 #if PRECISION != 0
     u16* fragments = (u16*)(arg.folded + gridDim.y * GROUP_SUMS) + unit * GROUP_FRAGMENTS * 8;
     u16 half = to_half(FOLDED_SCALE * *arg.parameters.gain * sum);
-    // taps of the backward pass are mirrored
-    int turned = e < 25 ? 24 - e : (e - 25) % 7 < 5 ? e - (e - 25) % 7 + 4 - (e - 25) % 7 : e;
-    UNROLL
-    for (int backward = 0; backward < 2; backward++) {
-        int k = backward ? slot : ci, column = backward ? ci : slot, at = backward ? ENTRIES + turned : e;
-        // in the order of a lane's registers: 16 bytes hold b[0], b[1] of the first 8 x 16 matrix,
-        // then of the second; columns are distributed over the two so that a lane's four results of
-        // one pixel are neighbours
-        int lane = ((column >> 2) * 2 + (column & 1)) * 4 + k % 8 / 2, word = (column >> 1 & 1) * 2 + k / 8;
-        fragments[((at * FRAGMENT + lane) * 4 + word) * 2 + k % 2] = half;
-    }
+    store_forward(fragments, e, ci, slot, half);
+    store_backward(fragments + FORWARD_FRAGMENTS * 8, e, ci, slot, half);
 #endif
 }
 

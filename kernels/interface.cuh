@@ -55,6 +55,8 @@
 #define BASE_TAPS 32
 // Entries of a group of slots of the folded convolution (folded_conv.cuh).
 #define ENTRIES 53
+// Those of them that belong to edges.
+#define EDGE_ENTRIES 28
 // Elements of an entry: `[FEATURES][16 slots]`.
 #define ENTRY 256
 // Sums of a group of slots over all pixels: 25 entries and the biases.
@@ -65,6 +67,12 @@
 #define GROUP_SUMS 13776
 // 16-byte words of an entry as the lanes of a warp take it.
 #define FRAGMENT 32
+// 16-byte words of the 25 taps of a group as operands of the forward pass.
+#define FORWARD_TAPS 880
+// The same of the backward pass.
+#define BACKWARD_TAPS 672
+// The same of all entries of a group, for both passes.
+#define GROUP_FRAGMENTS 3344
 // Rows and columns of a tile with the two pixels on each side that 5x5 taps reach.
 #define REACHED 20
 // 16-byte pieces of one plane (eight halves a pixel) of such a tile. The gap puts the second
@@ -72,9 +80,10 @@
 #define HALF_PLANE 404
 // The same for f32 (four a pixel).
 #define FLOAT_PLANE 401
-// Warps of a block of the reconstruction's backward kernel with tensor cores: one for each
-// column of taps, twice.
-#define BACK_WARPS 10
+// Warps of a block of the reconstruction's backward kernel with tensor cores that sum pixels of an edge.
+#define EDGE_WARPS 4
+// Bytes of shared memory of such a warp: 20 pixels of features, 16 of the gradient, and its sums.
+#define EDGE_BYTES 8512
 // `part` of reconstruct_back: compute the gradient of the features.
 #define PART_DATA 1
 // `part` of reconstruct_back: compute the sums.
@@ -439,7 +448,7 @@ static_assert(sizeof(ReconstructGradients) == 40, "the layout that Rust writes")
 
 struct FoldConvArguments {
     ReconstructParameters parameters;
-    // `[units][GROUP_SUMS]`; with half precision followed by `[units][2][ENTRIES][FRAGMENT]`
+    // `[units][GROUP_SUMS]`; with half precision followed by `[units][GROUP_FRAGMENTS]`
     // 16-byte words of tensor core operands. A unit is a group of slots and a chunk of FEATURES
     // features.
     float* folded;
@@ -541,9 +550,9 @@ struct ReconstructBackArguments {
 };
 static_assert(sizeof(ReconstructBackArguments) == 88, "the layout that Rust writes");
 typedef ReconstructBackArguments reconstruct_back_arguments;
-enum { reconstruct_back_threads = PRECISION == 0 ? 256 : 320 };
+enum { reconstruct_back_threads = 256 };
 typedef ReconstructBackArguments reconstruct_back_x2_arguments;
-enum { reconstruct_back_x2_threads = 320 };
+enum { reconstruct_back_x2_threads = 256 };
 
 struct BaseBackArguments {
     // `[images][h x scale][w x scale][3]`

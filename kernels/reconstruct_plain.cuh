@@ -218,6 +218,86 @@ DEVICE void data_gradient(const ReconstructBackArguments& arg, float gain) {
     }
 }
 
+// The sums of one edge, a strip of 16 of its pixels at a time. Thread (input channel, slot).
+// `first`: the strip to begin with; `memory`: 36 x 16 f32.
+DEVICE void edge_sums(float* memory, const ReconstructBackArguments& arg, int edge, int first, int unit, int units, int scale) {
+    const int h = arg.h, w = arg.w;
+    float* d = memory;               // [16][slot]
+    float* f = memory + 16 * 16;     // [20][channel]
+    int major = threadIdx.x / 16, minor = threadIdx.x % 16;
+    bool rows = edge < 2;
+    int length = rows ? w : h, strips = (length + 15) / 16, fixed = edge % 2 == 0 ? 0 : (rows ? h : w) - 1;
+    int group = unit / arg.chunks, chunk = unit - group * arg.chunks;
+    Slot slot = slot_of(group, minor, scale);
+    float total[7], bias[3];
+    UNROLL
+    for (int i = 0; i < 7; i++) total[i] = 0;
+    UNROLL
+    for (int i = 0; i < 3; i++) bias[i] = 0;
+    ROLLED
+    for (int strip = first; strip < arg.images * strips; strip += arg.edge_blocks) {
+        int image = strip / strips, start = (strip - image * strips) * 16;
+        long long pixels = (long long)image * h * w;
+        int at = start + major, y = rows ? fixed : at, x = rows ? at : fixed;
+        float value = 0;
+        if (at < length && slot.exists)
+            value = arg.d_output[(pixels * scale * scale + (long long)(y * scale + slot.dy) * (w * scale) + x * scale + slot.dx) * 3 + slot.channel];
+        d[threadIdx.x] = value;
+        ROLLED
+        for (int i = threadIdx.x; i < 20 * 16; i += 256) {
+            int along = start - 2 + i / 16;
+            value = 0;
+            if (along >= 0 && along < length) value = to_float(arg.features[(pixels + (rows ? fixed * w + along : along * w + fixed)) * FEATURES * arg.chunks + chunk * FEATURES + i % 16]);
+            f[i] = value;
+        }
+        barrier();
+        // each strip by itself: short sums lose fewer bits to rounding
+        float part[5], window[5], sum = 0;
+        UNROLL
+        for (int i = 0; i < 5; i++) {
+            part[i] = 0;
+            window[i] = f[i * 16 + major];
+        }
+        ROLLED
+        for (int i = 0; i < 16; i++) {
+            float value = d[i * 16 + minor];
+            window[4] = f[(i + 4) * 16 + major];
+            sum += value;
+            UNROLL
+            for (int tap = 0; tap < 5; tap++) part[tap] += window[tap] * value;
+            // corners belong to the first and the last row
+            if (rows && start + i == 0) {
+                total[5] += window[2] * value;
+                bias[1] += value;
+            }
+            if (rows && start + i == length - 1) {
+                total[6] += window[2] * value;
+                bias[2] += value;
+            }
+            UNROLL
+            for (int tap = 0; tap < 4; tap++) window[tap] = window[tap + 1];
+        }
+        UNROLL
+        for (int i = 0; i < 5; i++) total[i] += part[i];
+        bias[0] += sum;
+        barrier();
+    }
+    float* out = arg.edge_partials + (((long long)first * units + unit) * 4 + edge) * EDGE_SUMS;
+    UNROLL
+    for (int i = 0; i < 7; i++) out[i * ENTRY + threadIdx.x] = total[i];
+    if (major > 0) return;
+    UNROLL
+    for (int i = 0; i < 3; i++) out[7 * ENTRY + i * 16 + minor] = bias[i];
+}
+
+// A block's share of the four edges; `edge_blocks` blocks share each edge. Blocks that did nothing
+// else would take the places of others on the multiprocessors.
+DEVICE void all_edge_sums(float* memory, const ReconstructBackArguments& arg, int units, int scale) {
+    ROLLED
+    for (int i = blockIdx.x; i < 4 * arg.edge_blocks; i += gridDim.x)
+        edge_sums(memory, arg, i % 4, i / 4, blockIdx.y, units, scale);
+}
+
 // The sums of one unit over the block's tiles. Thread (input channel, slot).
 DEVICE void interior_sums(const ReconstructBackArguments& arg) {
     const int h = arg.h, w = arg.w, scale = arg.scale, block = blockIdx.x, blocks = gridDim.x;

@@ -63,6 +63,8 @@ CARDS = {
 }
 # Microseconds between two launches of a graph.
 PAUSE = 1.2
+# Branches around so many products are simulated warp by warp.
+PRODUCTS = 2
 TILES = 16 * 128 * 128 // 256
 LQ, HR = 16 * 128 * 128, 16 * 256 * 256
 PARAMETERS = 20_000
@@ -91,16 +93,32 @@ def place_of(tile):
     return tile % 64 // 8, tile % 8
 
 
-def edges(w, tile):
-    """Iterations of the loops over edges, in warp `w`, for both of its rows of tile number `tile` of an image of 8 x 8 tiles. Of the two
-    edges that the outer loop tries, one costs products."""
+def sides(w, tile):
+    """Whether warp `w` has a pixel of the first or the last row of the image in its upper, and in its lower row, of tile number `tile` of an
+    image of 8 x 8 tiles; and whether the tile has pixels of the first or last column."""
     y, x = place_of(tile)
-    trips = []
-    for own in (2 * w, 2 * w + 1):
-        on, side = (y == 0 and own == 0) or (y == 7 and own == 15), x in (0, 7)
-        touches = y in (0, 7) or x in (0, 7)
-        trips += [1, 5 * on, 2 * on, 5 * side] if on or side else [2 * touches, 0, 0, 0]
-    return trips
+    return y == 0 and w == 0, y == 7 and w == 7, x in (0, 7)
+
+
+def edges(w, tile):
+    """Iterations of the loops over edges, and over corners in both rows. Of the two edges that the outer loop tries, one costs products, and so
+    does one of the corners."""
+    upper, lower, side = sides(w, tile)
+    y, x = place_of(tile)
+    corners = 1 if side else 2
+    return [1 if upper or lower or side else 2 * (y in (0, 7) or x in (0, 7)), corners * upper, corners * lower]
+
+
+def edge_branches(w, tile):
+    """Whether the products of the first or last column are computed, and those of a corner in both rows."""
+    side = sides(w, tile)[2]
+    return [side, side, side]
+
+
+def edge_sums(w, card):
+    """Iterations of the loops before the tiles: edges, strips of a warp, storing its sums, adding them up."""
+    warps = min(4, strips(card))
+    return [1, -(-(strips(card) - w) // warps) if w < warps else 0, int(w < warps), 8]
 
 
 class Kernel(typing.NamedTuple):
@@ -117,6 +135,8 @@ class Kernel(typing.NamedTuple):
     # tiles `before` has all of them.
     trips: typing.Optional[typing.Callable] = None
     before: typing.Callable = nothing
+    # Whether a warp runs the branches inside the loop over tiles that have PRODUCTS products or more, and no loop; by warp and tile.
+    branches: typing.Callable = nothing
     edges: bool = False
     beside: bool = False  # runs beside others
     depthwise: typing.Optional[str] = None  # the unit that the kernel is for, if there is one for each
@@ -132,14 +152,14 @@ KERNELS = [
     Kernel("nano_block", "", 8, 3, None, 64 * LQ, 3, lambda w: [2], depthwise="tensor", words=True),
     Kernel("nano_block_plain", "", 8, 3, None, 64 * LQ, 3, lambda w: [2], depthwise="plain", words=True),
     Kernel("conv", "conv_mid", 8, 3, None, 64 * LQ, 1, lambda w: []),
-    Kernel("reconstruct_x2", "", 8, 2, "sum", 104 * LQ, 1, lambda w, t: [2, 1] + edges(w, t), edges=True),
+    Kernel("reconstruct_x2", "", 8, 2, "sum", 104 * LQ, 1, lambda w, t: [2, 1] + edges(w, t), branches=edge_branches, edges=True),
     # An image has 64 patches of 32 x 32 pixels. The loops are those of coarser levels.
     Kernel("structural_windows", "", 8, 5, 1024, 27 * HR, 1, before=lambda w, card: [0, 0], losses=("ssim",), shared=29_632),
     Kernel("structural_spread_losses", "", 8, 3, 1024, 39 * HR, 1, before=lambda w, card: [0, 0], losses=("ssim",), shared=22_248),
     # Before its tiles a block sums strips of an edge.
     Kernel(
-        "reconstruct_back_x2", "", 10, 2, "sum", 112 * LQ, 1, lambda w, t: edges(w, t) if w < 8 else [0] * 8,
-        before=lambda w, card: [1, strips(card), (2 if w < 2 else 1) if w < 8 else 0, 16 if w < 8 else 0], edges=True,
+        "reconstruct_back_x2", "", 8, 2, "sum", 112 * LQ, 1, edges,
+        before=edge_sums, branches=lambda w, t: edge_branches(w, t) + [w >= 5, w < 5], edges=True,
     ),
     Kernel("reduce_sums", "of reconstruct", 8, 6, 431, PARTIALS * 431 / 651, 1, before=lambda w, card: [3, 0, 0, 0, 0, rounds(card)], beside=True),
     Kernel("unfold_gradients", "", 8, 4, 92, 1e6, 1, before=lambda w, card: [0, 0, 3, 1, 1, 3, 0, 0, 0, 0], beside=True),
@@ -258,13 +278,27 @@ def loops(ops, labels):
     return sorted(ends.items())
 
 
+def branches_with_products(ops, labels, within):
+    """The places of the branches inside the loop `within` that skip PRODUCTS products or more, and no loop."""
+    found, at = loops(ops, labels), []
+    for op in ops:
+        to = target(op, labels)
+        if to is None or not within[0] <= op.place < to <= within[1] or any(op.place < l[0] and l[1] < to for l in found):
+            continue
+        if sum(o.name == "HMMA" for o in ops if op.place < o.place < to) >= PRODUCTS:
+            at.append(op.place)
+    return at
+
+
 def path(ops, labels, found, tiles, trips):
     """Returns the instructions that a warp runs. `trips`: iterations of each loop, 1 by default, or a pair (in the first tile, in the others),
-    or a list with a number for each tile. `tiles`: the loop over tiles."""
+    or a list with a number for each tile; and, by the place of a branch, whether it is run. `tiles`: the loop over tiles."""
     index = {op.place: i for i, op in enumerate(ops)}
     taken = []
 
     def unlikely(at, to):
+        if ops[at].place in trips:
+            return not count((ops[at].place, to))
         inside = [l for l in found if ops[at].place < l[0] and l[1] < to]
         if inside:
             return all(count(l) == 0 for l in inside)
@@ -306,7 +340,7 @@ class Warp:
 
 
 def simulate(queue, fit, card, again=()):
-    """Runs all blocks, each a list of its warps' paths, `fit` at a time. `again`: places of loads that read the same five fragments for every
+    """Runs all blocks, each a list of its warps' paths, `fit` at a time. `again`: places of loads that read the same for every
     tile, the later times from the first-level cache. Returns clocks, instructions issued, busy clocks of the path to memory, and the waits
     of warps."""
     queue = list(reversed(queue))
@@ -370,7 +404,7 @@ def simulate(queue, fit, card, again=()):
                 latency, loads = card.loads[loads % len(card.loads)], loads + 1
                 if op.place in again:
                     chosen.loaded[op.place] += 1
-                    latency = LATENCY["L1"] if chosen.loaded[op.place] > 5 else latency
+                    latency = LATENCY["L1"] if chosen.loaded[op.place] > 1 else latency
             done, read = clock + latency, clock + 12
             if op.unit == "mio":
                 memory = max(memory, clock) + op.clocks
@@ -407,11 +441,11 @@ def simulate(queue, fit, card, again=()):
 
 
 def edge_loads(ops, labels):
-    """The places of loads in loops inside loops inside the loop over tiles: weights of the edges."""
+    """The places of loads in loops inside the loop over tiles: weights of the edges."""
     found = loops(ops, labels)
     outer = max(found, key=lambda l: l[1] - l[0])
     inside = [l for l in found if outer[0] <= l[0] and l[1] <= outer[1] and l != outer]
-    return {op.place for op in ops if op.name == "LDG" and sum(l[0] <= op.place <= l[1] for l in inside) > 1}
+    return {op.place for op in ops if op.name == "LDG" and any(l[0] <= op.place <= l[1] for l in inside)}
 
 
 def blocks_in(kernel, card):
@@ -454,15 +488,17 @@ def blocks_of(kernel, code, card, first):
     inner = [l for l in found if outer and outer[0] <= l[0] and l[1] <= outer[1] and l != outer]
     before = [l for l in found if not outer or l[1] < outer[0]]
 
+    branches = branches_with_products(ops, labels, outer) if kernel.edges else []
+
     def numbers(w, tile):
-        return kernel.trips(w, tile) if kernel.edges else kernel.trips(w)
+        return kernel.trips(w, tile) + kernel.branches(w, tile) if kernel.edges else kernel.trips(w)
 
     expected = [(len(before), len(kernel.before(0, card)), "before" if outer else "without")]
     if outer:
-        expected.append((len(inner), len(numbers(0, 0)), "inside"))
+        expected.append((len(inner) + len(branches), len(numbers(0, 0)), "inside"))
     for made, known, where in expected:
         if known and made != known or where != "before" and made != known:
-            sys.exit(f"{kernel.name}: the compiler made {made} loops {where} a loop over tiles, KERNELS has iterations for {known}")
+            sys.exit(f"{kernel.name}: the compiler made {made} loops (and branches) {where} a loop over tiles, KERNELS has {known}")
     blocks = []
     for block in range(first, grid, card.sms):
         tiles = tiles_of(kernel, card, block) if outer else []
@@ -471,7 +507,8 @@ def blocks_of(kernel, code, card, first):
             trips = {l[0]: t for l, t in zip(before, kernel.before(w, card))}
             if outer:
                 own = list(zip(*(numbers(w, t) for t in tiles))) if kernel.edges else numbers(w, 0)
-                trips.update({outer[0]: len(tiles), **{l[0]: list(t) if kernel.edges else t for l, t in zip(inner, own)}})
+                places = [l[0] for l in inner] + branches
+                trips.update({outer[0]: len(tiles), **{at: list(t) if kernel.edges else t for at, t in zip(places, own)}})
             key = repr(sorted(trips.items()))
             if key not in paths:
                 paths[key] = path(ops, labels, found, outer, trips)

@@ -84,6 +84,8 @@ constants! {
     BASE_TAPS: usize = 32;
     /// Entries of a group of slots of the folded convolution (folded_conv.cuh).
     ENTRIES: usize = 53;
+    /// Those of them that belong to edges.
+    EDGE_ENTRIES: usize = ENTRIES - 25;
     /// Elements of an entry: `[FEATURES][16 slots]`.
     ENTRY: usize = FEATURES * 16;
     /// Sums of a group of slots over all pixels: 25 entries and the biases.
@@ -94,6 +96,12 @@ constants! {
     GROUP_SUMS: usize = INTERIOR_SUMS + 4 * EDGE_SUMS;
     /// 16-byte words of an entry as the lanes of a warp take it.
     FRAGMENT: usize = 32;
+    /// 16-byte words of the 25 taps of a group as operands of the forward pass.
+    FORWARD_TAPS: usize = 25 * FRAGMENT + 5 * FRAGMENT / 2;
+    /// The same of the backward pass.
+    BACKWARD_TAPS: usize = 21 * FRAGMENT;
+    /// The same of all entries of a group, for both passes.
+    GROUP_FRAGMENTS: usize = FORWARD_TAPS + BACKWARD_TAPS + 2 * EDGE_ENTRIES * FRAGMENT;
     /// Rows and columns of a tile with the two pixels on each side that 5x5 taps reach.
     REACHED: usize = TILE + 4;
     /// 16-byte pieces of one plane (eight halves a pixel) of such a tile. The gap puts the second
@@ -101,9 +109,10 @@ constants! {
     HALF_PLANE: usize = REACHED * REACHED + 4;
     /// The same for f32 (four a pixel).
     FLOAT_PLANE: usize = REACHED * REACHED + 1;
-    /// Warps of a block of the reconstruction's backward kernel with tensor cores: one for each
-    /// column of taps, twice.
-    BACK_WARPS: usize = 10;
+    /// Warps of a block of the reconstruction's backward kernel with tensor cores that sum pixels of an edge.
+    EDGE_WARPS: usize = 4;
+    /// Bytes of shared memory of such a warp: 20 pixels of features, 16 of the gradient, and its sums.
+    EDGE_BYTES: usize = (20 + 16) * 2 * 16 + 4 * EDGE_SUMS;
     /// `part` of reconstruct_back: compute the gradient of the features.
     PART_DATA: i32 = 1;
     /// `part` of reconstruct_back: compute the sums.

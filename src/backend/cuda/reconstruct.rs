@@ -5,8 +5,9 @@
 
 use super::arguments::Address;
 use super::constants::{
-    BASE_CELLS, BASE_RAW, BASE_ROWS, BASE_TAPS, EDGE_SUMS, ENTRIES, FEATURES, FLOAT_PLANE,
-    FRAGMENT, GROUP_SUMS, HALF_PLANE, INTERIOR_SUMS, PART_DATA, PART_SUMS,
+    BACKWARD_TAPS, BASE_CELLS, BASE_RAW, BASE_ROWS, BASE_TAPS, EDGE_BYTES, EDGE_SUMS, EDGE_WARPS,
+    ENTRIES, FEATURES, FLOAT_PLANE, FORWARD_TAPS, GROUP_FRAGMENTS, GROUP_SUMS, HALF_PLANE,
+    INTERIOR_SUMS, PART_DATA, PART_SUMS,
 };
 use super::launch::Shape;
 use super::limits;
@@ -22,9 +23,6 @@ use super::signatures::{
 use super::tiles::{tile_pixels, tiles};
 use crate::plan::{BufferId, ParamRange, PixelLoss, Precision, Reconstruct, ReconstructBack};
 use anyhow::{Context, Result, ensure};
-
-/// Bytes of the tensor core operands of the 25 taps of a group of slots.
-const TAP_OPERANDS: usize = 25 * FRAGMENT * 16;
 
 /// Groups of 16 slots of an LQ pixel's square: four HR pixels each.
 fn groups(o: &Reconstruct) -> usize {
@@ -46,7 +44,7 @@ pub(super) fn folded_bytes(o: &Reconstruct, precision: Precision) -> u64 {
     let operands = if precision == Precision::F32 {
         0
     } else {
-        2 * ENTRIES * FRAGMENT * 16
+        16 * GROUP_FRAGMENTS
     };
     (units(o) * (4 * GROUP_SUMS + operands)) as u64
 }
@@ -130,7 +128,7 @@ fn tile_bytes(half: bool) -> usize {
 /// Bytes of shared memory of the forward kernel.
 fn forward_bytes(half: bool) -> usize {
     // f32 keeps its weights, those of four slots at a time, where the base's scratch was
-    let weights = if half { TAP_OPERANDS } else { 0 };
+    let weights = if half { 16 * FORWARD_TAPS } else { 0 };
     tile_bytes(half) + weights + 4 * (BASE_CELLS + BASE_TAPS + BASE_RAW + BASE_ROWS)
 }
 
@@ -299,7 +297,7 @@ fn passes(l: &mut Lowering<'_>, o: &ReconstructBack, sums: &Sums, edge_sums: &Su
     let tile = tile_bytes(half);
     // operands of all slots, or f32 weights of four at a time
     let with_weights = if half {
-        2 * tile + TAP_OPERANDS
+        2 * tile + 16 * BACKWARD_TAPS
     } else {
         tile + 25 * FEATURES * 16
     };
@@ -308,7 +306,7 @@ fn passes(l: &mut Lowering<'_>, o: &ReconstructBack, sums: &Sums, edge_sums: &Su
         shared,
     };
     if half && f.scale == 2 {
-        let shape = sums_shape(with_weights);
+        let shape = sums_shape(with_weights.max(EDGE_WARPS * EDGE_BYTES));
         return l.launch(&RECONSTRUCT_BACK_X2, shape, arguments);
     }
     let data = ReconstructBackArguments {
@@ -326,7 +324,7 @@ fn passes(l: &mut Lowering<'_>, o: &ReconstructBack, sums: &Sums, edge_sums: &Su
     };
     // f32 sums have the 16 slots of the tile's gradients beside its features
     let shared = if half {
-        2 * tile
+        (2 * tile).max(EDGE_WARPS * EDGE_BYTES)
     } else {
         tile + tile_pixels(0) * 16 * 4
     };

@@ -5,9 +5,7 @@
 
 use super::arguments::{Act, Arguments, CStruct, CType, Code, Element, Field, Folded};
 use super::arguments::{Gradient, Kernel, Parameter, Partial, Total, c_structs, c_type, element};
-use super::constants::{BACK_WARPS, BLOCK_THREADS, SUM_JOBS};
-
-const BACK_THREADS: usize = 32 * BACK_WARPS;
+use super::constants::{BLOCK_THREADS, SUM_JOBS};
 
 c_type!(DeviceScalars, "DeviceScalars");
 c_type!(SumJob, "SumJob");
@@ -271,7 +269,7 @@ c_structs! {
 
     struct FoldConvArguments {
         parameters: ReconstructParameters,
-        /// `[units][GROUP_SUMS]`; with half precision followed by `[units][2][ENTRIES][FRAGMENT]`
+        /// `[units][GROUP_SUMS]`; with half precision followed by `[units][GROUP_FRAGMENTS]`
         /// 16-byte words of tensor core operands. A unit is a group of slots and a chunk of FEATURES
         /// features.
         folded: *mut Folded,
@@ -372,9 +370,9 @@ c_structs! {
         chunks: i32,
     }
     kernels {
-        RECONSTRUCT_BACK = reconstruct_back [BLOCK_THREADS, BACK_THREADS];
+        RECONSTRUCT_BACK = reconstruct_back [BLOCK_THREADS, BLOCK_THREADS];
         /// Scale 2 in half precision, both parts in one pass.
-        RECONSTRUCT_BACK_X2 = reconstruct_back_x2 [BACK_THREADS, BACK_THREADS];
+        RECONSTRUCT_BACK_X2 = reconstruct_back_x2 [BLOCK_THREADS, BLOCK_THREADS];
     }
 
     struct BaseBackArguments {
