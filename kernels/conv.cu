@@ -21,14 +21,16 @@ struct TileLayout {
     // consecutive pixels are in different banks
     static const int PIXEL = PIECES + BANK_GAP / 16, ROW = SIDE * PIXEL;
     DEVICE_MEMBER static int at(int y, int x, int piece) { return y * ROW + x * PIXEL + piece; }
+    // Column 2 x `index` + `odd`.
+    DEVICE_MEMBER static int at(int y, int odd, int index, int piece) { return at(y, 2 * index + odd, piece); }
 #else
-    // a row has its even columns first and then its odd ones: eight columns with a stride of two are
-    // a matrix of a tensor core's operand, and the same matrix serves several taps. Four neighbours of
-    // eight exchange their two pieces. So the pieces of a matrix are in different banks, and so are
-    // those of the four consecutive pixels that eight threads store
+    // a row has its even columns first and then its odd ones: every second of 16 columns are the eight
+    // pixels of a matrix of a tensor core's operand. Three taps on 16 pixels need four such matrices, and
+    // six of neighbours. The two pieces of a pixel change places where `index` has bit 2, so that a
+    // matrix, and the four pixels that eight threads store, have all their pieces in different banks
     static const int ROW = PIECES * (ODD_COLUMNS + SIDE / 2);
-    DEVICE_MEMBER static int at(int y, int x, int piece) {
-        return y * ROW + PIECES * (x % 2 * ODD_COLUMNS + x / 2) + (piece ^ x / 8 % 2);
+    DEVICE_MEMBER static int at(int y, int odd, int index, int piece) {
+        return y * ROW + PIECES * (odd * ODD_COLUMNS + index) + (piece ^ index / 4 % 2);
     }
 #endif
     static const int BYTES = SIDE * ROW * 16;
@@ -46,19 +48,19 @@ struct TileInput {
     DEVICE_MEMBER void load(const act* from, Tile at, int h, int w) {
         int row = threadIdx.x / COLUMNS, column = threadIdx.x % COLUMNS;
         int top = at.y - BORDER + row, x = at.x - BORDER + column / PIECES;
-        bool on = row < ROWS && x >= 0 && x < w;
+        bool on = row < ROWS && (u32)x < (u32)w;
         // offsets within one image fit an int
-        const Wide* image = (const Wide*)from + (long long)at.image * h * w * PIECES;
+        const Wide* image = (const Wide*)from + (long long)at.image * (h * w * PIECES);
         UNROLL
         for (int round = 0; round < ROUNDS; round++) {
             int y = top + round * ROWS;
             values[round] = {{0, 0, 0, 0}};
-            if (on && in_tile(row, round) && y >= 0 && y < h) values[round] = image[(y * w + x) * PIECES + column % PIECES];
+            if (on && in_tile(row, round) && (u32)y < (u32)h) values[round] = image[(y * w + x) * PIECES + column % PIECES];
         }
     }
     DEVICE_MEMBER void store(unsigned char* to) const {
         int row = threadIdx.x / COLUMNS, column = threadIdx.x % COLUMNS;
-        Wide* first = (Wide*)to + Layout::at(row, column / PIECES, column % PIECES);
+        Wide* first = (Wide*)to + Layout::at(row, column / PIECES % 2, column / PIECES / 2, column % PIECES);
         UNROLL
         for (int round = 0; round < ROUNDS; round++)
             if (row < ROWS && in_tile(row, round)) first[round * ROWS * Layout::ROW] = values[round];
@@ -143,6 +145,7 @@ DEVICE void start(Product& p, const float* bias) {
 struct Operands {
     Wide tap[TAPS];
 };
+// They stay in registers while a block loops over tiles.
 DEVICE void load_operands(Operands& o, const unsigned char* weights) {
     UNROLL
     for (int tap = 0; tap < TAPS; tap++) o.tap[tap] = ((const Wide*)weights)[tap * 32 + threadIdx.x % 32];
@@ -152,9 +155,9 @@ DEVICE void load_operands(Operands& o, const unsigned char* weights) {
 // for each column of taps two of the four matrices that begin at columns 0 .. 3.
 DEVICE void multiply(Product& p, const unsigned char* tile, const Operands& weights) {
     typedef TileLayout<1> Layout;
-    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, x = lane / 8 % 2 + lane % 8 * 2;
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, odd = lane / 8 % 2, index = lane % 8;
     // matrices 0 and 1, or 2 and 3, of channels 0-7, then of 8-15
-    const Wide *left = (const Wide*)tile + Layout::at(2 * warp, x, lane / 16), *right = (const Wide*)tile + Layout::at(2 * warp, x + 2, lane / 16);
+    const Wide *left = (const Wide*)tile + Layout::at(2 * warp, odd, index, lane / 16), *right = (const Wide*)tile + Layout::at(2 * warp, odd, index + 1, lane / 16);
     UNROLL
     for (int row = 0; row < 4; row++) {
         u32 a[3][4];
@@ -180,27 +183,25 @@ DEVICE void multiply(Product& p, const unsigned char* tile, const Operands& weig
 }
 DEVICE void store(const Product& p, act* to, Tile at, int h, int w) {
     int warp = threadIdx.x / 32, group = threadIdx.x % 32 / 4;
+    int y = at.y + 2 * warp, x = at.x + 2 * group;
     // offsets within one image fit an int
-    Pair* image = (Pair*)to + (long long)at.image * h * w * 4 + threadIdx.x % 4;
+    Pair* pixel = (Pair*)to + (long long)at.image * (h * w * 4) + ((y * w + x) * 4 + (int)threadIdx.x % 4);
     UNROLL
     for (int row = 0; row < 2; row++) {
-        int y = at.y + 2 * warp + row;
         UNROLL
         for (int half = 0; half < 2; half++) {
-            int x = at.x + 2 * group + half;
-            if (y >= h || x >= w) continue;
             const float(*sum)[4] = p.sum[row];
             // four lanes write the 32 bytes of a pixel
             Pair values = {{pack_half(sum[0][half * 2], sum[0][half * 2 + 1]), pack_half(sum[1][half * 2], sum[1][half * 2 + 1])}};
-            image[(y * w + x) * 4] = values;
+            if (y + row < h && x + half < w) pixel[row * w * 4 + half * 4] = values;
         }
     }
 }
 #endif
 
-// Forward; any h, w. The weights stay in shared memory while a block loops over tiles. Grid:
-// persistent. Shared memory: a tile with border, weights, biases. Least traffic a pixel: 32 bytes
-// read and 32 written (half precision).
+// Forward; any h, w. The weights stay in shared memory (f32) or registers while a block loops over
+// tiles. Grid: persistent. Shared memory: a tile with border, weights, biases. Least traffic a pixel:
+// 32 bytes read and 32 written (half precision).
 KERNEL(conv) {
     const int h = arg.h, w = arg.w;
     unsigned char* tile = shared_memory();
@@ -317,17 +318,17 @@ DEVICE void start(Outer& o) {
         for (int i = 0; i < 4; i++) o.sum[tap][i] = 0;
     o.bias = 0;
 }
-// Adds a tile. Of the pairs of pixels those are counted whose input is in the tile, so that the
-// gradient alone has a border and is loaded for every tap: of the two it is the smaller operand. Its
-// own pixels make the bias.
+// Adds a tile: the pairs of pixels whose input is in it. So the gradient has a border and is loaded for
+// every tap, and the input is loaded once; of the two operands the gradient is the smaller one. The
+// bias sums the tile's own pixels.
 DEVICE void accumulate(Outer& o, const unsigned char* x_tile, const unsigned char* d_tile) {
     typedef TileLayout<0> Input;
     typedef TileLayout<1> Gradient;
     int lane = threadIdx.x % 32, half = threadIdx.x / 32 % 2, top = threadIdx.x / 64 * 4;
     // the matrix rows that a lane provides. Input: even columns, channels 0-7 and 8-15, then odd
     // columns. Gradient: the four matrices that begin at columns 0 .. 3
-    const Wide* x_first = (const Wide*)x_tile + Input::at(top, lane / 16 + lane % 8 * 2, lane / 8 % 2);
-    const Wide* d_first = (const Wide*)d_tile + Gradient::at(top, lane / 8 + lane % 8 * 2, half);
+    const Wide* x_first = (const Wide*)x_tile + Input::at(top, lane / 16, lane % 8, lane / 8 % 2);
+    const Wide* d_first = (const Wide*)d_tile + Gradient::at(top, lane / 8 % 2, lane / 16 + lane % 8, half);
     u32 x[4][4];
     UNROLL
     for (int row = 0; row < 6; row++) {
@@ -404,28 +405,28 @@ KERNEL(conv_weights) {
 }
 #else
 // All gradients in one pass over the tiles (half precision; f32 tiles are too large for it). Grid:
-// blocks. Shared memory: both tiles with border, weights. Least traffic a pixel: 64 bytes read and
-// 32 written.
-KERNEL(conv_gradients) {
+// blocks, no more than tiles. Shared memory: input tile, gradient tile with border, weights. Least
+// traffic a pixel: 64 bytes read and 32 written.
+KERNEL_CROWDED(conv_gradients, 2) {
     const int h = arg.h, w = arg.w;
     unsigned char* x_tile = shared_memory();
     unsigned char* d_tile = x_tile + TileLayout<0>::BYTES;
     unsigned char* weights = d_tile + TileLayout<1>::BYTES;
-    int tiles = tile_count(arg.images, h, w);
+    int tiles = tile_count(arg.images, h, w), t = blockIdx.x;
+    const Tiles tile_of(h, w);
+    Tile at = tile_of.at(t, h, w);
+    TileInput<0> x_in;
+    TileInput<1> d_in;
+    // the first tile and the weights are on their way at the same time
+    x_in.load(arg.input, at, h, w);
+    d_in.load(arg.d_output, at, h, w);
     load_weights(weights, arg.weight, true);
     barrier();
     Operands operands;
     load_operands(operands, weights);
     Outer o;
     start(o);
-    const Tiles tile_of(h, w);
-    for (int t = blockIdx.x; t < tiles; t += gridDim.x) {
-        Tile at = tile_of.at(t, h, w);
-        TileInput<0> x_in;
-        TileInput<1> d_in;
-        x_in.load(arg.input, at, h, w);
-        d_in.load(arg.d_output, at, h, w);
-        barrier();
+    while (true) {
         x_in.store(x_tile);
         d_in.store(d_tile);
         barrier();
@@ -434,6 +435,12 @@ KERNEL(conv_gradients) {
         multiply(p, d_tile, operands);
         store(p, arg.d_input, at, h, w);
         accumulate(o, x_tile, d_tile);
+        t += gridDim.x;
+        if (t >= tiles) break;
+        at = tile_of.at(t, h, w);
+        x_in.load(arg.input, at, h, w);
+        d_in.load(arg.d_output, at, h, w);
+        barrier();
     }
     finish(o, arg.partials + (long long)blockIdx.x * (WEIGHTS + FEATURES));
 }
