@@ -10,43 +10,62 @@
 #define WIDE_TILE (TILE + 2)
 // 16-byte pieces of one pixel's features.
 #define PIECES (FEATURES * (int)sizeof(act) / 16)
-
-// A pixel of a tile takes one 16-byte piece more than its features fill: with strides of 3 and 5
-// pieces, equal pieces of eight consecutive pixels are in different banks, and every address of a
-// thread is a constant away from its first.
-#define PIXEL_PIECES (PIECES + BANK_GAP / 16)
-DEVICE int tile_piece(int pixel, int piece) { return pixel * PIXEL_PIECES + piece; }
-
-// Bytes of a tile with a border of 1 in shared memory; number of weights.
-#define WIDE_TILE_BYTES (WIDE_TILE * WIDE_TILE * PIXEL_PIECES * 16)
 #define WEIGHTS (TAPS * FEATURES * FEATURES)
+
+// Where a tile with `BORDER` pixels more on each side has its pixels in shared memory, in pieces.
+template <int BORDER>
+struct TileLayout {
+    static const int SIDE = TILE + 2 * BORDER;
+#if PRECISION == 0
+    // a pixel has one piece more than its features fill: with a stride of 5, equal pieces of eight
+    // consecutive pixels are in different banks
+    static const int PIXEL = PIECES + BANK_GAP / 16, ROW = SIDE * PIXEL;
+    DEVICE_MEMBER static int at(int y, int x, int piece) { return y * ROW + x * PIXEL + piece; }
+    // Column 2 x `index` + `odd`.
+    DEVICE_MEMBER static int at(int y, int odd, int index, int piece) { return at(y, 2 * index + odd, piece); }
+#else
+    // a row has its even columns first and then its odd ones: every second of 16 columns are the eight
+    // pixels of a matrix of a tensor core's operand. Three taps on 16 pixels need four such matrices, and
+    // six of neighbours. The two pieces of a pixel change places where `index` has bit 2, so that a
+    // matrix, and the four pixels that eight threads store, have all their pieces in different banks
+    static const int ROW = PIECES * (ODD_COLUMNS + SIDE / 2);
+    DEVICE_MEMBER static int at(int y, int odd, int index, int piece) {
+        return y * ROW + PIECES * (odd * ODD_COLUMNS + index) + (piece ^ index / 4 % 2);
+    }
+#endif
+    static const int BYTES = SIDE * ROW * 16;
+};
 
 // A tile of activations [images][h][w][16] on its way from device to shared memory, with `BORDER`
 // pixels more on each side; pixels outside the image are zeros. All loads of a tile are issued
-// before the first value is stored.
+// before the first value is stored. A thread has the same piece of the same column in every round.
 template <int BORDER>
 struct TileInput {
-    static const int SIDE = TILE + 2 * BORDER, COUNT = SIDE * SIDE * PIECES, ROUNDS = (COUNT + 255) / 256;
+    typedef TileLayout<BORDER> Layout;
+    static const int COLUMNS = Layout::SIDE * PIECES, ROWS = 256 / COLUMNS, ROUNDS = (Layout::SIDE + ROWS - 1) / ROWS;
     Wide values[ROUNDS];
 
     DEVICE_MEMBER void load(const act* from, Tile at, int h, int w) {
+        int row = threadIdx.x / COLUMNS, column = threadIdx.x % COLUMNS;
+        int top = at.y - BORDER + row, x = at.x - BORDER + column / PIECES;
+        bool on = row < ROWS && (u32)x < (u32)w;
         // offsets within one image fit an int
-        const Wide* image = (const Wide*)from + (long long)at.image * h * w * PIECES;
+        const Wide* image = (const Wide*)from + (long long)at.image * (h * w * PIECES);
         UNROLL
         for (int round = 0; round < ROUNDS; round++) {
-            int i = round * 256 + threadIdx.x, pixel = i / PIECES, piece = i % PIECES;
-            int y = at.y - BORDER + pixel / SIDE, x = at.x - BORDER + pixel % SIDE;
+            int y = top + round * ROWS;
             values[round] = {{0, 0, 0, 0}};
-            if (i < COUNT && y >= 0 && y < h && x >= 0 && x < w) values[round] = image[(y * w + x) * PIECES + piece];
+            if (on && in_tile(row, round) && (u32)y < (u32)h) values[round] = image[(y * w + x) * PIECES + column % PIECES];
         }
     }
     DEVICE_MEMBER void store(unsigned char* to) const {
+        int row = threadIdx.x / COLUMNS, column = threadIdx.x % COLUMNS;
+        Wide* first = (Wide*)to + Layout::at(row, column / PIECES % 2, column / PIECES / 2, column % PIECES);
         UNROLL
-        for (int round = 0; round < ROUNDS; round++) {
-            int i = round * 256 + threadIdx.x;
-            if (i < COUNT) ((Wide*)to)[tile_piece(i / PIECES, i % PIECES)] = values[round];
-        }
+        for (int round = 0; round < ROUNDS; round++)
+            if (row < ROWS && in_tile(row, round)) first[round * ROWS * Layout::ROW] = values[round];
     }
+    DEVICE_MEMBER static bool in_tile(int row, int round) { return (round + 1) * ROWS <= Layout::SIDE || row < Layout::SIDE - round * ROWS; }
 };
 
 // Loads the weights as 9 matrices [k][column], one for each tap. Forward: k is the input channel,
@@ -88,7 +107,7 @@ DEVICE void start(Product& p, const float* bias) {
 DEVICE void multiply(Product& p, const unsigned char* tile, const unsigned char* weights) {
     int y = threadIdx.x / TILE, x = threadIdx.x % TILE;
     for (int tap = 0; tap < TAPS; tap++) {
-        const Four* pixel = (const Four*)tile + tile_piece((y + tap / 3) * WIDE_TILE + x + tap % 3, 0);
+        const Four* pixel = (const Four*)tile + TileLayout<1>::at(y + tap / 3, x + tap % 3, 0);
         for (int piece = 0; piece < 4; piece++) {
             Four values = pixel[piece];
             UNROLL
@@ -122,73 +141,80 @@ DEVICE void start(Product& p, const float* bias) {
             UNROLL
             for (int i = 0; i < 4; i++) p.sum[row][n][i] = bias ? bias[4 * t + 2 * n + i % 2] : 0.0f;
 }
-// One row of the tile as a warp multiplies it: 16 pixels x 16 channels for each of 3 columns. Two
-// rows of results need four of these.
-struct Strips {
-    u32 a[3][4];
+// A lane's share of load_weights' matrices.
+struct Operands {
+    Wide tap[TAPS];
 };
-DEVICE void load_strips(Strips& s, const unsigned char* tile, int row) {
-    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    int pixel = (2 * warp + row) * WIDE_TILE + (lane / 8 % 2) * 8 + lane % 8, piece = lane / 16;
+// They stay in registers while a block loops over tiles.
+DEVICE void load_operands(Operands& o, const unsigned char* weights) {
     UNROLL
-    for (int kx = 0; kx < 3; kx++) load_matrices(s.a[kx], (const Wide*)tile + tile_piece(pixel + kx, piece));
-}
-// Adds a row of taps to both rows of results. Each fragment of weights is used for two rows; each
-// fragment of pixels for up to three rows of taps.
-DEVICE void multiply(Product& p, const Strips& upper, const Strips& lower, const unsigned char* weights, int ky) {
-    const Wide* fragments = (const Wide*)weights + ky * 3 * 32 + threadIdx.x % 32;
-    UNROLL
-    for (int kx = 0; kx < 3; kx++) {
-        Wide f = fragments[kx * 32];
-        u32 first[2] = {f.word[0], f.word[1]}, second[2] = {f.word[2], f.word[3]};
-        mma_16x8x16(p.sum[0][0], upper.a[kx], first);
-        mma_16x8x16(p.sum[0][1], upper.a[kx], second);
-        mma_16x8x16(p.sum[1][0], lower.a[kx], first);
-        mma_16x8x16(p.sum[1][1], lower.a[kx], second);
-    }
+    for (int tap = 0; tap < TAPS; tap++) o.tap[tap] = ((const Wide*)weights)[tap * 32 + threadIdx.x % 32];
 }
 // Adds the products of the 3x3 neighbourhood of a warp's two rows, in a tile with a border of 1,
-// and the weights.
-DEVICE void multiply(Product& p, const unsigned char* tile, const unsigned char* weights) {
-    Strips strips[4];
-    load_strips(strips[0], tile, 0);
+// and the weights. Rows of the operand are the even columns of the tile's row, then the odd ones:
+// for each column of taps two of the four matrices that begin at columns 0 .. 3.
+DEVICE void multiply(Product& p, const unsigned char* tile, const Operands& weights) {
+    typedef TileLayout<1> Layout;
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, odd = lane / 8 % 2, index = lane % 8;
+    // matrices 0 and 1, or 2 and 3, of channels 0-7, then of 8-15
+    const Wide *left = (const Wide*)tile + Layout::at(2 * warp, odd, index, lane / 16), *right = (const Wide*)tile + Layout::at(2 * warp, odd, index + 1, lane / 16);
     UNROLL
-    for (int ky = 0; ky < 3; ky++) {
-        load_strips(strips[ky + 1], tile, ky + 1);
-        multiply(p, strips[ky], strips[ky + 1], weights, ky);
+    for (int row = 0; row < 4; row++) {
+        u32 a[3][4];
+        load_matrices(a[0], left + row * Layout::ROW);
+        load_matrices(a[2], right + row * Layout::ROW);
+        UNROLL
+        for (int i = 0; i < 4; i += 2) {
+            a[1][i] = a[0][i + 1];
+            a[1][i + 1] = a[2][i];
+        }
+        UNROLL
+        for (int kx = 0; kx < 3; kx++) {
+            UNROLL
+            for (int y = 0; y < 2; y++) {
+                if (row < y || row > y + 2) continue;
+                const Wide& f = weights.tap[(row - y) * 3 + kx];
+                u32 first[2] = {f.word[0], f.word[1]}, second[2] = {f.word[2], f.word[3]};
+                mma_16x8x16(p.sum[y][0], a[kx], first);
+                mma_16x8x16(p.sum[y][1], a[kx], second);
+            }
+        }
     }
 }
 DEVICE void store(const Product& p, act* to, Tile at, int h, int w) {
     int warp = threadIdx.x / 32, group = threadIdx.x % 32 / 4;
+    int y = at.y + 2 * warp, x = at.x + 2 * group;
     // offsets within one image fit an int
-    Pair* image = (Pair*)to + (long long)at.image * h * w * 4 + threadIdx.x % 4;
+    Pair* pixel = (Pair*)to + (long long)at.image * (h * w * 4) + ((y * w + x) * 4 + (int)threadIdx.x % 4);
     UNROLL
     for (int row = 0; row < 2; row++) {
-        int y = at.y + 2 * warp + row;
         UNROLL
         for (int half = 0; half < 2; half++) {
-            int x = at.x + group + half * 8;
-            if (y >= h || x >= w) continue;
             const float(*sum)[4] = p.sum[row];
             // four lanes write the 32 bytes of a pixel
             Pair values = {{pack_half(sum[0][half * 2], sum[0][half * 2 + 1]), pack_half(sum[1][half * 2], sum[1][half * 2 + 1])}};
-            image[(y * w + x) * 4] = values;
+            if (y + row < h && x + half < w) pixel[row * w * 4 + half * 4] = values;
         }
     }
 }
 #endif
 
-// Forward; any h, w. The weights stay in shared memory while a block loops over tiles. Grid:
-// persistent. Shared memory: a tile with border, weights, biases. Least traffic a pixel: 32 bytes
-// read and 32 written (half precision).
+// Forward; any h, w. The weights stay in shared memory (f32) or registers while a block loops over
+// tiles. Grid: persistent. Shared memory: a tile with border, weights, biases. Least traffic a pixel:
+// 32 bytes read and 32 written (half precision).
 KERNEL(conv) {
     const int h = arg.h, w = arg.w;
     unsigned char* tile = shared_memory();
-    unsigned char* weights = tile + WIDE_TILE_BYTES;
+    unsigned char* weights = tile + TileLayout<1>::BYTES;
     float* biases = (float*)(weights + WEIGHTS * (int)sizeof(act));
     int tiles = tile_count(arg.images, h, w);
     load_weights(weights, arg.weight, false);
     if (threadIdx.x < FEATURES) biases[threadIdx.x] = arg.bias[threadIdx.x];
+#if PRECISION != 0
+    barrier();
+    Operands operands;
+    load_operands(operands, weights);
+#endif
     const Tiles tile_of(h, w);
     for (int t = blockIdx.x; t < tiles; t += gridDim.x) {
         Tile at = tile_of.at(t, h, w);
@@ -199,7 +225,11 @@ KERNEL(conv) {
         barrier();
         Product p;
         start(p, biases);
+#if PRECISION != 0
+        multiply(p, tile, operands);
+#else
         multiply(p, tile, weights);
+#endif
         store(p, arg.output, at, h, w);
     }
 }
@@ -210,7 +240,7 @@ KERNEL(conv) {
 KERNEL_CROWDED(conv_data, 2) {
     const int h = arg.h, w = arg.w;
     unsigned char* tile = shared_memory();
-    unsigned char* weights = tile + WIDE_TILE_BYTES;
+    unsigned char* weights = tile + TileLayout<1>::BYTES;
     int tiles = tile_count(arg.images, h, w);
     load_weights(weights, arg.weight, true);
     const Tiles tile_of(h, w);
@@ -252,14 +282,14 @@ DEVICE void accumulate(Outer& o, const unsigned char* x_tile, const unsigned cha
         UNROLL
         for (int tap = 0; tap < TAPS; tap++) sum[tap] = 0;
         UNROLL
-        for (int i = 0; i < 6; i++) window[i / 2][i % 2] = ((const float*)x_tile)[tile_piece((y + i / 2) * WIDE_TILE + i % 2, 0) * 4 + ci];
+        for (int i = 0; i < 6; i++) window[i / 2][i % 2] = ((const float*)x_tile)[TileLayout<1>::at(y + i / 2, i % 2, 0) * 4 + ci];
         ROLLED
         for (int x = 0; x < TILE; x++) {
-            float d = ((const float*)d_tile)[tile_piece(y * TILE + x, 0) * 4 + co];
+            float d = ((const float*)d_tile)[TileLayout<0>::at(y, x, 0) * 4 + co];
             bias += d;
             UNROLL
             for (int ky = 0; ky < 3; ky++) {
-                window[ky][2] = ((const float*)x_tile)[tile_piece((y + ky) * WIDE_TILE + x + 2, 0) * 4 + ci];
+                window[ky][2] = ((const float*)x_tile)[TileLayout<1>::at(y + ky, x + 2, 0) * 4 + ci];
                 UNROLL
                 for (int kx = 0; kx < 3; kx++) sum[ky * 3 + kx] += window[ky][kx] * d;
                 window[ky][0] = window[ky][1];
@@ -288,35 +318,30 @@ DEVICE void start(Outer& o) {
         for (int i = 0; i < 4; i++) o.sum[tap][i] = 0;
     o.bias = 0;
 }
-// Adds a tile; both have a border of 1.
+// Adds a tile: the pairs of pixels whose input is in it. So the gradient has a border and is loaded for
+// every tap, and the input is loaded once; of the two operands the gradient is the smaller one. The
+// bias sums the tile's own pixels.
 DEVICE void accumulate(Outer& o, const unsigned char* x_tile, const unsigned char* d_tile) {
+    typedef TileLayout<0> Input;
+    typedef TileLayout<1> Gradient;
     int lane = threadIdx.x % 32, half = threadIdx.x / 32 % 2, top = threadIdx.x / 64 * 4;
-    // addresses of the matrix rows that a lane provides. Gradient: pixels 0-7 and 8-15 of one row,
-    // then of the next
-    const Wide* d_first = (const Wide*)d_tile;
-    d_first += tile_piece((top + lane / 16 + 1) * WIDE_TILE + 1 + lane % 16, half);
-    u32 d[4][2];
-    UNROLL
-    for (int row = 0; row < 4; row += 2) {
-        u32 r[4];
-        load_matrices_transposed(r, d_first + tile_piece(row * WIDE_TILE, 0));
-        UNROLL
-        for (int i = 0; i < 4; i++) {
-            d[row + i / 2][i % 2] = r[i];
-            o.bias += from_half((u16)r[i]) + from_half((u16)(r[i] >> 16));
-        }
-    }
-    // input: pixels 0-7, channels 0-7 and 8-15, then pixels 8-15
-    const Wide* x_first = (const Wide*)x_tile + tile_piece(top * WIDE_TILE + lane / 16 * 8 + lane % 8, lane / 8 % 2);
+    // the matrix rows that a lane provides. Input: even columns, channels 0-7 and 8-15, then odd
+    // columns. Gradient: the four matrices that begin at columns 0 .. 3
+    const Wide* x_first = (const Wide*)x_tile + Input::at(top, lane / 16, lane % 8, lane / 8 % 2);
+    const Wide* d_first = (const Wide*)d_tile + Gradient::at(top, lane / 8 % 2, lane / 16 + lane % 8, half);
+    u32 x[4][4];
     UNROLL
     for (int row = 0; row < 6; row++) {
+        if (row < 4) load_matrices_transposed(x[row], x_first + row * Input::ROW);
+        u32 d[4];
+        load_matrices_transposed(d, d_first + row * Gradient::ROW);
+        if (row >= 1 && row <= 4) o.bias += low_half(d[1]) + high_half(d[1]) + low_half(d[2]) + high_half(d[2]);
         UNROLL
         for (int kx = 0; kx < 3; kx++) {
-            u32 a[4];
-            load_matrices_transposed(a, x_first + tile_piece(row * WIDE_TILE + kx, 0));
+            u32 b[2] = {d[2 - kx], d[3 - kx]};
             UNROLL
             for (int y = 0; y < 4; y++)
-                if (row >= y && row <= y + 2) mma_16x8x16(o.sum[(row - y) * 3 + kx], a, d[y]);
+                if (row >= y && row <= y + 2) mma_16x8x16(o.sum[(y + 2 - row) * 3 + kx], x[y], b);
         }
     }
 }
@@ -359,7 +384,7 @@ DEVICE void finish(const Outer& o, float* out) {
 KERNEL(conv_weights) {
     const int h = arg.h, w = arg.w;
     unsigned char* x_tile = shared_memory();
-    unsigned char* d_tile = x_tile + WIDE_TILE_BYTES;
+    unsigned char* d_tile = x_tile + TileLayout<1>::BYTES;
     int tiles = tile_count(arg.images, h, w);
     Outer o;
     start(o);
@@ -380,32 +405,42 @@ KERNEL(conv_weights) {
 }
 #else
 // All gradients in one pass over the tiles (half precision; f32 tiles are too large for it). Grid:
-// blocks. Shared memory: both tiles with border, weights. Least traffic a pixel: 64 bytes read and
-// 32 written.
-KERNEL(conv_gradients) {
+// blocks, no more than tiles. Shared memory: input tile, gradient tile with border, weights. Least
+// traffic a pixel: 64 bytes read and 32 written.
+KERNEL_CROWDED(conv_gradients, 2) {
     const int h = arg.h, w = arg.w;
     unsigned char* x_tile = shared_memory();
-    unsigned char* d_tile = x_tile + WIDE_TILE_BYTES;
-    unsigned char* weights = d_tile + WIDE_TILE_BYTES;
-    int tiles = tile_count(arg.images, h, w);
+    unsigned char* d_tile = x_tile + TileLayout<0>::BYTES;
+    unsigned char* weights = d_tile + TileLayout<1>::BYTES;
+    int tiles = tile_count(arg.images, h, w), t = blockIdx.x;
+    const Tiles tile_of(h, w);
+    Tile at = tile_of.at(t, h, w);
+    TileInput<0> x_in;
+    TileInput<1> d_in;
+    // the first tile and the weights are on their way at the same time
+    x_in.load(arg.input, at, h, w);
+    d_in.load(arg.d_output, at, h, w);
     load_weights(weights, arg.weight, true);
+    barrier();
+    Operands operands;
+    load_operands(operands, weights);
     Outer o;
     start(o);
-    const Tiles tile_of(h, w);
-    for (int t = blockIdx.x; t < tiles; t += gridDim.x) {
-        Tile at = tile_of.at(t, h, w);
-        TileInput<1> x_in, d_in;
-        x_in.load(arg.input, at, h, w);
-        d_in.load(arg.d_output, at, h, w);
-        barrier();
+    while (true) {
         x_in.store(x_tile);
         d_in.store(d_tile);
         barrier();
         Product p;
         start(p, nullptr);
-        multiply(p, d_tile, weights);
+        multiply(p, d_tile, operands);
         store(p, arg.d_input, at, h, w);
         accumulate(o, x_tile, d_tile);
+        t += gridDim.x;
+        if (t >= tiles) break;
+        at = tile_of.at(t, h, w);
+        x_in.load(arg.input, at, h, w);
+        d_in.load(arg.d_output, at, h, w);
+        barrier();
     }
     finish(o, arg.partials + (long long)blockIdx.x * (WEIGHTS + FEATURES));
 }

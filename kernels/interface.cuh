@@ -11,9 +11,12 @@
 #define TILE 16
 // Taps of a 3x3 convolution.
 #define TAPS 9
-// Bytes that every pixel of a convolution's tile has more than its features, against bank
+// Bytes that every pixel of a convolution's tile in f32 has more than its features, against bank
 // conflicts in shared memory.
 #define BANK_GAP 16
+// Where the odd columns of a row of its tile in half precision begin, in pixels. The even ones,
+// nine at most, are ahead of them; the gap is against bank conflicts.
+#define ODD_COLUMNS 10
 // Hidden channels of a Nano block.
 #define HIDDEN 32
 // 16-byte pieces that a plane of hidden channels has more than its pixels, so that the four

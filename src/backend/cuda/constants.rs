@@ -38,9 +38,12 @@ constants! {
     TILE: usize = 16;
     /// Taps of a 3x3 convolution.
     TAPS: usize = 9;
-    /// Bytes that every pixel of a convolution's tile has more than its features, against bank
+    /// Bytes that every pixel of a convolution's tile in f32 has more than its features, against bank
     /// conflicts in shared memory.
     BANK_GAP: usize = 16;
+    /// Where the odd columns of a row of its tile in half precision begin, in pixels. The even ones,
+    /// nine at most, are ahead of them; the gap is against bank conflicts.
+    ODD_COLUMNS: usize = 10;
 
     /// Hidden channels of a Nano block.
     HIDDEN: usize = 2 * FEATURES;

@@ -2,7 +2,7 @@
 //! kernels/conv_rgb.cu for f32 RGB to 16. Depends on the lowering's state and the sums.
 
 use super::arguments::Address;
-use super::constants::{BANK_GAP, FEATURES, TAPS};
+use super::constants::{BANK_GAP, FEATURES, ODD_COLUMNS, TAPS, TILE};
 use super::launch::Shape;
 use super::limits::most_sum_blocks;
 use super::lowering::{Lowering, int};
@@ -30,9 +30,14 @@ pub(super) fn workspace(o: &ConvBack) -> u64 {
     reduce::partial_bytes(sum_count(o), sum_blocks(o, most_sum_blocks())) as u64
 }
 
-/// Bytes of shared memory of a tile with `border` pixels around it.
+/// Bytes of shared memory of a tile with `border` pixels around it (kernels/conv.cu, `TileLayout`).
 fn tile_bytes(precision: Precision, border: usize) -> usize {
-    tile_pixels(border) * (FEATURES * precision.bytes() as usize + BANK_GAP)
+    let pixel = FEATURES * precision.bytes() as usize;
+    let side = TILE + 2 * border;
+    match precision {
+        Precision::F32 => side * side * (pixel + BANK_GAP),
+        Precision::Bf16 | Precision::Fp16 => side * (ODD_COLUMNS + side / 2) * pixel,
+    }
 }
 
 /// Bytes of shared memory of the 16 x 16 x 9 weights.
@@ -171,7 +176,8 @@ fn gradients(l: &mut Lowering<'_>, o: &ConvBack, d_input: BufferId, sums: &Sums)
     let weight = l.parameter(c.parameters, c.weight.offset);
     let d_input = l.activations(d_input);
     let (images, h, w) = (int(e.n)?, int(e.h)?, int(e.w)?);
-    let (tile, weights) = (tile_bytes(precision, 1), weight_bytes(precision));
+    let (own, tile) = (tile_bytes(precision, 0), tile_bytes(precision, 1));
+    let weights = weight_bytes(precision);
     if l.half_precision() {
         let arguments = ConvGradientsArguments {
             input,
@@ -185,7 +191,7 @@ fn gradients(l: &mut Lowering<'_>, o: &ConvBack, d_input: BufferId, sums: &Sums)
         };
         // at the end the memory holds the sums of four pairs of warps, and biases
         let final_sums = 4 * 4 * (TAPS * FEATURES + 1) * FEATURES;
-        let shape = Shape::of(sums.blocks, (2 * tile + weights).max(final_sums));
+        let shape = Shape::of(sums.blocks, (own + tile + weights).max(final_sums));
         return l.launch(&CONV_GRADIENTS, shape, arguments);
     }
     let arguments = ConvDataArguments {
@@ -205,6 +211,6 @@ fn gradients(l: &mut Lowering<'_>, o: &ConvBack, d_input: BufferId, sums: &Sums)
         h,
         w,
     };
-    let shape = Shape::of(sums.blocks, tile + tile_bytes(precision, 0));
+    let shape = Shape::of(sums.blocks, own + tile);
     l.launch(&CONV_WEIGHTS, shape, arguments)
 }
