@@ -99,13 +99,16 @@ DEVICE float rounded_product(float a, float b) { return __fmul_rn(a, b); }
 #endif
 
 // UNROLL: loops that must be unrolled, because their arrays are registers. ROLLED: loops that must
-// not be, because that would take too many registers.
+// not be, because that would take too many registers. UNROLL_IF: as a constant says.
 #ifdef __CUDACC_RTC__
 #define UNROLL _Pragma("unroll")
 #define ROLLED _Pragma("unroll 1")
+#define PRAGMA_OF(text) _Pragma(#text)
+#define UNROLL_IF(constant) PRAGMA_OF(unroll((constant) ? 1024 : 1))
 #else
 #define UNROLL
 #define ROLLED
+#define UNROLL_IF(constant)
 #endif
 
 // byte / 255 for the integers 0 .. 255, rounded as a division rounds it but in three instructions.

@@ -13,6 +13,13 @@
 #include "folded_conv.cuh"
 #include "mma.cuh"
 
+// Blocks for each multiprocessor; sm_75 has room for one.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+#define RECONSTRUCT_BLOCKS 1
+#else
+#define RECONSTRUCT_BLOCKS 2
+#endif
+
 // The address in a tile that a lane gives to load_matrices for both planes of the strip of 16 pixels from
 // (row, column) on.
 DEVICE const Wide* strip_at(const Wide* tile, int row, int column) {
@@ -34,8 +41,9 @@ struct Results {
 struct Biases {
     float first[2], last[2];
 };
-DEVICE Biases load_biases(const float* of_slots, float strength) {
+DEVICE Biases load_biases(const float* of_slots, const float* gain) {
     int t = threadIdx.x % 4;
+    float strength = FOLDED_SCALE * *gain;
     Biases b;
     UNROLL
     for (int i = 0; i < 2; i++) {
@@ -44,22 +52,24 @@ DEVICE Biases load_biases(const float* of_slots, float strength) {
     }
     return b;
 }
-DEVICE void start(Results& s, Biases from) {
+DEVICE void add(Results& s, Biases b) {
     UNROLL
     for (int i = 0; i < 4; i++) {
-        s.first[0][i] = s.first[1][i] = from.first[i % 2];
-        s.last[i] = from.last[i % 2];
+        s.first[0][i] += b.first[i % 2];
+        s.first[1][i] += b.first[i % 2];
+        s.last[i] += b.last[i % 2];
     }
 }
 
 // Adds the products of the 5x5 neighbourhood of a warp's two rows of pixels and the weights. Each
 // fragment of pixels is used for up to five rows of taps. The order of a result's sum is the same in both
 // rows, but for products with zeros.
+template <bool UNROLLED>
 DEVICE void multiply(Results& s, const Wide* tile, const Wide* weights) {
     const Wide* first = strip_at(tile, threadIdx.x / 32 * 2, 0);
     const Wide* fragments = weights + threadIdx.x % 32;
     const Pair* lowest = (const Pair*)(weights + 25 * FRAGMENT) + threadIdx.x % 32;
-    UNROLL
+    UNROLL_IF(UNROLLED)
     for (int v = 0; v < 5; v++) {
         u32 a[6][4];
         UNROLL
@@ -74,10 +84,19 @@ DEVICE void multiply(Results& s, const Wide* tile, const Wide* weights) {
         mma_16x8x16(s.last, a[5], lowest[v * FRAGMENT].word);
     }
 }
-// Adds the products of an entry of an edge for pixels of one of the rows.
-DEVICE void multiply(Results& s, int row, const u32 (&a)[4], Halves f) {
+// Edges are computed for one row after the other, which then is the first of the two.
+DEVICE void exchange_rows(Results& s) {
+    UNROLL
+    for (int i = 0; i < 4; i++) {
+        float first = s.first[0][i];
+        s.first[0][i] = s.first[1][i];
+        s.first[1][i] = first;
+    }
+}
+// Adds the products of an entry of an edge for pixels of row `row`.
+DEVICE void multiply_row(Results& s, int row, const u32 (&a)[4], Halves f) {
     bool own = (int)threadIdx.x % 32 / 16 == row;
-    mma_16x8x16(s.first[row], a, f.low);
+    mma_16x8x16(s.first[0], a, f.low);
     mma_16x8x16(s.last, a, {own ? f.high[0] : 0, own ? f.high[1] : 0});
 }
 
@@ -89,6 +108,15 @@ DEVICE void multiply(Square& s, int row, const u32 (&a)[4], Halves f) {
     mma_16x8x16(s.sum[row][0], a, f.low);
     mma_16x8x16(s.sum[row][1], a, f.high);
 }
+DEVICE void exchange_rows(Square& s) {
+    UNROLL
+    for (int i = 0; i < 8; i++) {
+        float first = s.sum[0][i / 4][i % 4];
+        s.sum[0][i / 4][i % 4] = s.sum[1][i / 4][i % 4];
+        s.sum[1][i / 4][i % 4] = first;
+    }
+}
+DEVICE void multiply_row(Square& s, int, const u32 (&a)[4], Halves f) { multiply(s, 0, a, f); }
 // Adds the products of the 5x5 neighbourhood of a warp's two rows and the weights: the taps are in the order of `weights` (folded_conv.cuh). Steps
 // of eight are: the first eight places of a row, or the last four of a row and of the next.
 DEVICE void multiply(Square& s, const Wide* d_tile, const Wide* weights) {
@@ -142,36 +170,44 @@ DEVICE void multiply_entry(Sums& s, int row, const Wide* pixels, Wide fragment, 
         a[1] = lower ? a[1] : 0;
         a[3] = lower ? a[3] : 0;
     }
-    multiply(s, row, a, halves(fragment));
+    multiply_row(s, row, a, halves(fragment));
 }
-// Five entries along an edge, whose loads are issued together.
-struct EdgeTaps {
-    Wide fragments[5];
-    DEVICE_MEMBER EdgeTaps(const Wide* from) {
+// Adds the products of five entries along an edge for strips from (y, x) on, `down` or across.
+// `AHEAD`: their loads are issued together, which needs 20 registers.
+template <bool AHEAD, class Sums>
+DEVICE void multiply_entries(Sums& s, int row, const Wide* tile, int y, int x, bool down, const Wide* from, int column) {
+    from += threadIdx.x % 32;
+    if constexpr (AHEAD) {
+        Wide fragments[5];
         UNROLL
-        for (int tap = 0; tap < 5; tap++) fragments[tap] = from[tap * FRAGMENT + threadIdx.x % 32];
+        for (int tap = 0; tap < 5; tap++) fragments[tap] = from[tap * FRAGMENT];
+        UNROLL
+        for (int tap = 0; tap < 5; tap++) multiply_entry(s, row, strip_at(tile, down ? y + tap : y, down ? x : x + tap), fragments[tap], column);
+    } else {
+        ROLLED
+        for (int tap = 0; tap < 5; tap++) multiply_entry(s, row, strip_at(tile, down ? y + tap : y, down ? x : x + tap), from[tap * FRAGMENT], column);
     }
-};
+}
 
 // Adds biases to the same pixels. In the backward pass there are none.
-DEVICE void add_bias(Results& s, int row, const float* of_slots, float gain, int column) {
+DEVICE void add_bias(Results& s, int row, const float* of_slots, const float* gain, int column) {
     Biases b = load_biases(of_slots, gain);
     int group = threadIdx.x % 32 / 4;
     bool own = (int)threadIdx.x % 4 / 2 == row;
     UNROLL
     for (int i = 0; i < 4; i++) {
         bool on = column < 0 || group + i / 2 * 8 == column;
-        s.first[row][i] += on ? b.first[i % 2] : 0.0f;
+        s.first[0][i] += on ? b.first[i % 2] : 0.0f;
         s.last[i] += on && own ? b.last[i % 2] : 0.0f;
     }
 }
-DEVICE void add_bias(Square&, int, const float*, float, int) {}
+DEVICE void add_bias(Square&, int, const float*, const float*, int) {}
 
 // Adds the corrections of pixels at the image's edges. `fragments`: those of the edges, in device memory,
 // since few tiles read them. `folded`: for the biases, in the forward pass. All lanes of
 // a warp take the same branches.
-template <class Sums>
-DEVICE void multiply_edges(Sums& s, const Wide* tile, const Wide* fragments, const float* folded, float gain, Tile t, int h, int w) {
+template <bool AHEAD, class Sums>
+DEVICE void multiply_edges(Sums& s, const Wide* tile, const Wide* fragments, const float* folded, const float* gain, Tile t, int h, int w) {
     if (t.y > 0 && t.x > 0 && t.y + TILE < h && t.x + TILE < w) return;
     const int top = threadIdx.x / 32 * 2;
     ROLLED
@@ -179,20 +215,17 @@ DEVICE void multiply_edges(Sums& s, const Wide* tile, const Wide* fragments, con
         const Wide* across = fragments + 7 * edge * FRAGMENT;
         int column = edge * (w - 1) - t.x;
         if (column >= 0 && column < TILE) {
-            EdgeTaps down(across + 14 * FRAGMENT);
-            UNROLL
+            UNROLL_IF(AHEAD)
             for (int row = 0; row < 2; row++) {
-                UNROLL
-                for (int tap = 0; tap < 5; tap++) multiply_entry(s, row, strip_at(tile, top + row + tap, 2), down.fragments[tap], column);
+                multiply_entries<AHEAD>(s, row, tile, top + row, 2, true, across + 14 * FRAGMENT, column);
                 add_bias(s, row, folded + bias_at(2 + edge, 0), gain, column);
+                exchange_rows(s);
             }
         }
-        UNROLL
-        for (int row = 0; row < 2; row++) {
+        UNROLL_IF(AHEAD)
+        for (int row = 0; row < 2; row++, exchange_rows(s)) {
             if (t.y + top + row != edge * (h - 1)) continue;
-            EdgeTaps taps(across);
-            UNROLL
-            for (int tap = 0; tap < 5; tap++) multiply_entry(s, row, strip_at(tile, top + row + 2, tap), taps.fragments[tap], -1);
+            multiply_entries<AHEAD>(s, row, tile, top + row + 2, 0, false, across, -1);
             add_bias(s, row, folded + bias_at(edge, 0), gain, -1);
             ROLLED
             for (int corner = 0; corner < 2; corner++) {
@@ -260,6 +293,8 @@ struct SpreadTiles {
 // SCALE: 2, or 0 for any scale. CHUNKS: 1, or 0 for any number of features.
 template <int SCALE, int CHUNKS>
 DEVICE void reconstruct_tiles(const ReconstructArguments& arg) {
+    // the kernel with the fewest indices has registers for what is loaded ahead of its use
+    const bool AHEAD = SCALE == 2 && CHUNKS == 1;
     const int h = arg.h, w = arg.w;
     const int scale = SCALE ? SCALE : arg.scale, groups = slot_groups(scale), chunks = CHUNKS ? CHUNKS : arg.chunks;
     Wide* tile = (Wide*)shared_memory();
@@ -280,11 +315,7 @@ DEVICE void reconstruct_tiles(const ReconstructArguments& arg) {
         // loads return in order, so the values that are needed first are loaded last
         f.code = arg.target ? arg.codes[t.image] : 0u;
         Biases biases = {{0, 0}, {0, 0}};
-        float strength = 0;
-        if (SCALE == 2) {
-            strength = FOLDED_SCALE * *arg.gain;
-            biases = load_biases(arg.folded + bias_at(-1, 0), strength);
-        }
+        if (AHEAD) biases = load_biases(arg.folded + bias_at(-1, 0), arg.gain);
         FeatureInput in;
         in.load(arg.features, t, h, w, 0, chunks);
         BaseInput<256> base_in;
@@ -298,12 +329,8 @@ DEVICE void reconstruct_tiles(const ReconstructArguments& arg) {
         ROLLED
         for (int group = 0; group < groups; group++) {
             const float* f32 = arg.folded + group * chunks * GROUP_SUMS;
-            if (SCALE != 2) {
-                strength = FOLDED_SCALE * *arg.gain;
-                biases = load_biases(f32 + bias_at(-1, 0), strength);
-            }
-            Results s;
-            start(s, biases);
+            Results s = {{{0, 0, 0, 0}, {0, 0, 0, 0}}, {0, 0, 0, 0}};
+            if (AHEAD) add(s, biases);
             ROLLED
             for (int chunk = 0; chunk < chunks; chunk++) {
                 const Wide* own = fragments + (group * chunks + chunk) * GROUP_FRAGMENTS;
@@ -317,9 +344,10 @@ DEVICE void reconstruct_tiles(const ReconstructArguments& arg) {
                     }
                     barrier();
                 }
-                multiply(s, tile, weights);
-                multiply_edges(s, tile, own + FORWARD_TAPS, f32 + chunk * GROUP_SUMS, strength, t, h, w);
+                multiply<SCALE == 2>(s, tile, weights);
+                multiply_edges<AHEAD>(s, tile, own + FORWARD_TAPS, f32 + chunk * GROUP_SUMS, arg.gain, t, h, w);
             }
+            if (!AHEAD) add(s, load_biases(f32 + bias_at(-1, 0), arg.gain));
             // makes the base visible; with a single group of slots the tile and the scratch are
             // free from here on
             if (group == 0) {
@@ -377,9 +405,9 @@ DEVICE void reconstruct_tiles(const ReconstructArguments& arg) {
 
 // Scale 2 has kernels of its own, which need half as many registers for indices: for 16 features, and
 // for more.
-KERNEL_CROWDED(reconstruct, 2) { reconstruct_tiles<0, 0>(arg); }
-KERNEL_CROWDED(reconstruct_x2, 2) { reconstruct_tiles<2, 1>(arg); }
-KERNEL_CROWDED(reconstruct_x2_deep, 2) { reconstruct_tiles<2, 0>(arg); }
+KERNEL_CROWDED(reconstruct, RECONSTRUCT_BLOCKS) { reconstruct_tiles<0, 0>(arg); }
+KERNEL_CROWDED(reconstruct_x2, RECONSTRUCT_BLOCKS) { reconstruct_tiles<2, 1>(arg); }
+KERNEL_CROWDED(reconstruct_x2_deep, RECONSTRUCT_BLOCKS) { reconstruct_tiles<2, 0>(arg); }
 
 // The gradient of a group's slots on its way to shared memory in half precision, with two pixels
 // more on each side; a thread has an HR pixel of an LQ pixel in every LINES rows.
@@ -537,13 +565,6 @@ DEVICE void all_edge_sums(unsigned char* memory, const ReconstructBackArguments&
     for (int i = blockIdx.x; i < 4 * arg.edge_blocks; i += gridDim.x) edge_sums(strips, (float*)(strips + EDGE_WARPS), arg, i % 4, i / 4, blockIdx.y, units, scale);
 }
 
-// Blocks for each multiprocessor; sm_75 has room for one.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
-#define BACK_BLOCKS 1
-#else
-#define BACK_BLOCKS 2
-#endif
-
 // The sums over pixels of features times gradient of a warp: [input channel x place] of five taps.
 // Warps 0 .. 4 have the first eight places of a column of taps. The others share the last four, of two
 // rows of taps at a time, because what is multiplied has those of the pixel below as well: of taps 1 and
@@ -689,7 +710,7 @@ DEVICE void reconstruct_back_tiles(const ReconstructBackArguments& arg) {
             barrier();
             if (data) {
                 multiply(s, d_tile, weights);
-                multiply_edges(s, d_tile, own + BACKWARD_TAPS, nullptr, 0.0f, t, h, w);
+                multiply_edges<SCALE == 2>(s, d_tile, own + BACKWARD_TAPS, nullptr, nullptr, t, h, w);
             }
             if (sums) accumulate(outer, f_tile, d_tile);
             barrier();
@@ -732,5 +753,5 @@ DEVICE void reconstruct_back_tiles(const ReconstructBackArguments& arg) {
     out[25 * ENTRY + threadIdx.x] = sum;
 }
 
-KERNEL_CROWDED(reconstruct_back, BACK_BLOCKS) { reconstruct_back_tiles<0>(arg); }
-KERNEL_CROWDED(reconstruct_back_x2, BACK_BLOCKS) { reconstruct_back_tiles<2>(arg); }
+KERNEL_CROWDED(reconstruct_back, RECONSTRUCT_BLOCKS) { reconstruct_back_tiles<0>(arg); }
+KERNEL_CROWDED(reconstruct_back_x2, RECONSTRUCT_BLOCKS) { reconstruct_back_tiles<2>(arg); }
