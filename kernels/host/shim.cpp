@@ -34,8 +34,10 @@ struct Fiber {
     State state = State::Done;
 };
 
-// Below each stack is memory that cannot be accessed, of the largest size that pages have.
-const size_t STACK = 256 << 10, GUARD = 64 << 10;
+// Below each stack is memory that cannot be accessed, of the largest size that pages have. Both together
+// are an odd number of 4 KiB: equal pages of the stacks would otherwise share few sets of the processor's
+// table of pages.
+const size_t STACK = 260 << 10, GUARD = 64 << 10;
 const u32 MOST_THREADS = 1024;
 Context scheduler;
 Fiber fibers[MOST_THREADS];
@@ -103,6 +105,7 @@ bool choose_lane() {
             if (fibers[lane].state != State::Ready) continue;
             running = lane;
             threadIdx = {lane, 0, 0};
+            if (turn.at < turn.end) approach(fibers[sequence[turn.at]].context);
             return true;
         }
         bool released = false;
