@@ -7,13 +7,20 @@
 
 #if defined(__x86_64__)
 
-#ifdef __SANITIZE_ADDRESS__
+#if defined(__SANITIZE_ADDRESS__)  // GCC
+#define SANITIZED
+#elif defined(__has_feature)  // Clang
+#if __has_feature(address_sanitizer)
+#define SANITIZED
+#endif
+#endif
+#ifdef SANITIZED
 #include <sanitizer/common_interface_defs.h>
 #endif
 
 struct Context {
     void* stack = nullptr;
-#ifdef __SANITIZE_ADDRESS__
+#ifdef SANITIZED
     const void* bottom = nullptr;  // the stack's lowest byte
     size_t bytes = 0;
     void* fake = nullptr;  // kept for the sanitizer
@@ -56,17 +63,17 @@ static void begin(Context& context, unsigned char* stack, size_t bytes, void (*m
     frame[1] = 0;
     for (int i = 1; i <= 6; i++) frame[-i] = 0;
     context.stack = frame - 6;
-#ifdef __SANITIZE_ADDRESS__
+#ifdef SANITIZED
     context.bottom = stack;
     context.bytes = bytes;
 #endif
 }
 static inline void switch_to(Context& from, Context& to) {
-#ifdef __SANITIZE_ADDRESS__
+#ifdef SANITIZED
     __sanitizer_start_switch_fiber(&from.fake, to.bottom, to.bytes);
 #endif
     paragon_switch(&from.stack, to.stack);
-#ifdef __SANITIZE_ADDRESS__
+#ifdef SANITIZED
     __sanitizer_finish_switch_fiber(from.fake, nullptr, nullptr);
 #endif
 }
@@ -79,7 +86,7 @@ static inline void approach(const Context& next) {
 }
 // `main` calls this first. `starter` is the context that starts the first fiber of all.
 static inline void begun(Context& starter) {
-#ifdef __SANITIZE_ADDRESS__
+#ifdef SANITIZED
     const void* bottom;
     size_t bytes;
     __sanitizer_finish_switch_fiber(nullptr, &bottom, &bytes);

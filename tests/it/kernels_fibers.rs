@@ -44,7 +44,6 @@ fn what_a_device_does_not_allow_is_reported() {
             16 * 32,
             "another address than lane i % 16",
         ),
-        ("more_stack_than_there_is", 0, "signal"),
     ] {
         for order in ORDERS {
             let error = run(&program, order, kernel, shared, &[0; 128]).unwrap_err();
@@ -61,8 +60,10 @@ fn what_a_device_does_not_allow_is_reported() {
     inside.unwrap();
 }
 
-/// What lies next to an array is poisoned on the stack of every fiber, also after other fibers ran.
+/// What lies next to an array is poisoned on the stack of every fiber, also after other fibers ran. Where
+/// fibers are contexts of the C library, the sanitizer forgets this at every switch.
 #[test]
+#[cfg(target_arch = "x86_64")]
 fn the_sanitizer_sees_the_stacks_of_fibers_and_shared_memory() {
     let Some(program) = fibers(Precision::Bf16, true) else {
         return;
