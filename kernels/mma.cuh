@@ -37,28 +37,37 @@ DEVICE void mma_16x8x16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2], con
 #endif
 }
 #else
-DEVICE void mma_twin(float (&d)[4], const u32 (&own)[6], int depth, const float (&c)[4]) {
-    const u32(*all)[6] = warp_exchange(own);
-    int group = lane_index() / 4, t = lane_index() % 4;
-    for (int i = 0; i < 4; i++) {
-        int row = group + (i / 2) * 8, column = 2 * t + i % 2;
-        float sum = 0;
-        for (int k = 0; k < depth; k++) {
-            int holder = k % 8 / 2, high = k % 2 * 16;
-            u32 left = all[row % 8 * 4 + holder][row / 8 + k / 8 * 2] >> high;
-            u32 right = all[column * 4 + holder][4 + k / 8] >> high;
-            sum += from_half((u16)left) * from_half((u16)right);
+// The products of a warp. A sum runs over k in order; the eight columns of a row are computed at once.
+template <int DEPTH>
+DEVICE void mma_products(const u32 (&given)[32][6], u32 (&made)[32][4]) {
+    typedef float Row __attribute__((vector_size(32)));
+    float halves[2][32][6];
+    Row right[DEPTH];
+    for (int lane = 0; lane < 32; lane++)
+        for (int i = 0; i < 6; i++) {
+            halves[0][lane][i] = from_half((u16)given[lane][i]);
+            halves[1][lane][i] = from_half((u16)(given[lane][i] >> 16));
         }
-        d[i] = c[i] + sum;
+    for (int k = 0; k < DEPTH; k++)
+        for (int column = 0; column < 8; column++) right[k][column] = halves[k % 2][column * 4 + k % 8 / 2][4 + k / 8];
+    for (int row = 0; row < 16; row++) {
+        Row sums = {};
+        for (int k = 0; k < DEPTH; k++) sums += halves[k % 2][row % 8 * 4 + k % 8 / 2][row / 8 + k / 8 * 2] * right[k];
+        for (int column = 0; column < 8; column++) made[row % 8 * 4 + column / 2][row / 8 * 2 + column % 2] = float_to_bits(sums[column]);
     }
+}
+template <int DEPTH>
+DEVICE void mma_twin(float (&d)[4], const u32 (&own)[6], const float (&c)[4]) {
+    const u32(&products)[4] = warp_exchange(own, mma_products<DEPTH>);
+    for (int i = 0; i < 4; i++) d[i] = c[i] + bits_to_float(products[i]);
 }
 DEVICE void mma_16x8x8(float (&d)[4], u32 a0, u32 a1, u32 b, const float (&c)[4]) {
     u32 own[6] = {a0, a1, 0, 0, b, 0};
-    mma_twin(d, own, 8, c);
+    mma_twin<8>(d, own, c);
 }
 DEVICE void mma_16x8x16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2], const float (&c)[4]) {
     u32 own[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
-    mma_twin(d, own, 16, c);
+    mma_twin<16>(d, own, c);
 }
 #endif
 // d += a x b
@@ -98,7 +107,7 @@ DEVICE void load_matrices(u32 (&r)[4], const void* row) {
 }
 DEVICE void load_two_matrices(u32 (&r)[2], const void* row) {
     const void* const* rows = warp_exchange_rows(row);
-    for (int i = 16; i < 32; i++) require(rows[i] == rows[i - 16], "a lane gives ldmatrix.x2 another address than lane i % 16");
+    require(row == rows[lane_index() % 16], "a lane gives ldmatrix.x2 another address than lane i % 16");
     for (int m = 0; m < 2; m++) {
         const u16* from = (const u16*)rows[m * 8 + lane_index() / 4] + 2 * (lane_index() % 4);
         r[m] = (u32)from[0] | (u32)from[1] << 16;
@@ -123,12 +132,16 @@ DEVICE u32 transpose(u32 own) {
     return turned;
 }
 #else
+DEVICE void transposed(const u32 (&given)[32][6], u32 (&made)[32][4]) {
+    for (int lane = 0; lane < 32; lane++) {
+        int column = lane / 4, t = lane % 4, high = column % 2 * 16;
+        u32 first = given[2 * t * 4 + column / 2][0] >> high, second = given[(2 * t + 1) * 4 + column / 2][0] >> high;
+        made[lane][0] = (first & 0xffffu) | second << 16;
+    }
+}
 DEVICE u32 transpose(u32 value) {
     u32 own[6] = {value, 0, 0, 0, 0, 0};
-    const u32(*all)[6] = warp_exchange(own);
-    int column = lane_index() / 4, t = lane_index() % 4, high = column % 2 * 16;
-    u32 first = all[2 * t * 4 + column / 2][0] >> high, second = all[(2 * t + 1) * 4 + column / 2][0] >> high;
-    return (first & 0xffffu) | second << 16;
+    return warp_exchange(own, transposed)[0];
 }
 #endif
 

@@ -1,14 +1,30 @@
 // Switching between stacks. On x86-64 this takes a dozen instructions, because a barrier switches
-// every thread of a block. Elsewhere, and under the address sanitizer, which must see the switch,
-// it uses the C library's contexts, which make a system call each time.
+// every thread of a block. Elsewhere it uses the C library's contexts, which make a system call each
+// time. The address sanitizer is told of every switch on x86-64; elsewhere it intercepts the calls.
 #pragma once
 #include <cstddef>
 #include <cstdint>
 
-#if defined(__x86_64__) && !defined(__SANITIZE_ADDRESS__)
+#if defined(__x86_64__)
+
+#if defined(__SANITIZE_ADDRESS__)  // GCC
+#define SANITIZED
+#elif defined(__has_feature)  // Clang
+#if __has_feature(address_sanitizer)
+#define SANITIZED
+#endif
+#endif
+#ifdef SANITIZED
+#include <sanitizer/common_interface_defs.h>
+#endif
 
 struct Context {
-    void* stack;
+    void* stack = nullptr;
+#ifdef SANITIZED
+    const void* bottom = nullptr;  // the stack's lowest byte
+    size_t bytes = 0;
+    void* fake = nullptr;  // kept for the sanitizer
+#endif
 };
 
 // Saves the registers that a call preserves (rbx, rbp, r12 to r15) and the stack pointer in *from,
@@ -47,8 +63,40 @@ static void begin(Context& context, unsigned char* stack, size_t bytes, void (*m
     frame[1] = 0;
     for (int i = 1; i <= 6; i++) frame[-i] = 0;
     context.stack = frame - 6;
+#ifdef SANITIZED
+    context.bottom = stack;
+    context.bytes = bytes;
+#endif
 }
-static void switch_to(Context& from, Context& to) { paragon_switch(&from.stack, to.stack); }
+static inline void switch_to(Context& from, Context& to) {
+#ifdef SANITIZED
+    __sanitizer_start_switch_fiber(&from.fake, to.bottom, to.bytes);
+#endif
+    paragon_switch(&from.stack, to.stack);
+#ifdef SANITIZED
+    __sanitizer_finish_switch_fiber(from.fake, nullptr, nullptr);
+#endif
+}
+// Loads the part of a stack into the cache that its context continues with; the context of another
+// lane runs meanwhile.
+static inline void approach(const Context& next) {
+    const char* stack = static_cast<const char*>(next.stack);
+    __builtin_prefetch(stack, 1);
+    __builtin_prefetch(stack + 64, 1);
+}
+// `main` calls this first. `starter` is the context that starts the first fiber of all.
+static inline void begun(Context& starter) {
+#ifdef SANITIZED
+    const void* bottom;
+    size_t bytes;
+    __sanitizer_finish_switch_fiber(nullptr, &bottom, &bytes);
+    if (starter.bottom) return;
+    starter.bottom = bottom;
+    starter.bytes = bytes;
+#else
+    (void)starter;
+#endif
+}
 
 #else
 
@@ -65,5 +113,7 @@ static void begin(Context& c, unsigned char* stack, size_t bytes, void (*main)()
     makecontext(&c.context, main, 0);
 }
 static void switch_to(Context& from, Context& to) { swapcontext(&from.context, &to.context); }
+static void approach(const Context&) {}
+static void begun(Context&) {}
 
 #endif

@@ -35,12 +35,14 @@ DEVICE u32 thread_anew() { return threadIdx.x; }
 DEVICE int anew(int value) { return value; }
 float shuffle_xor(float value, int mask);
 float shuffle(float value, int lane);
-int lane_index();
-// Every lane gives its words and gets those of all 32 lanes; they are valid until the lane's next
-// warp operation.
-const u32 (*warp_exchange(const u32 (&own)[6]))[6];
+DEVICE int lane_index() { return static_cast<int>(threadIdx.x % 32); }
+// What a warp operation makes of the words that its 32 lanes give: four words for each of them.
+typedef void (*Together)(const u32 (&given)[32][6], u32 (&made)[32][4]);
+// Every lane gives its words and gets its four of what `together` makes of the words of all lanes,
+// which is called once for the warp. They are valid until the lane's next warp operation.
+const u32 (&warp_exchange(const u32 (&own)[6], Together together))[4];
 // Addresses of rows of eight halves; the launch fails if one is not 16 aligned bytes of the block's
-// shared memory, as a device demands of every lane.
+// shared memory, as a device demands of every lane. Valid until the lane's next warp operation.
 const void* const* warp_exchange_rows(const void* own);
 // Ends the launch with a message if a rule of the device does not hold.
 void require(bool holds, const char* rule);
@@ -67,8 +69,26 @@ DEVICE u16 to_bf16(float value) {
     if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fff;
     return static_cast<u16>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
-u16 to_fp16(float value);
-float from_fp16(u16 bits);
+DEVICE u16 to_fp16(float value) {
+    u32 bits = float_to_bits(value), sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu;
+    if (magnitude > 0x7f800000u) return 0x7fff;
+    if (magnitude >= 0x477ff000u) return static_cast<u16>(sign | 0x7c00u);  // rounds to 65536 or more
+    if (magnitude < 0x38800000u) {
+        // subnormal: whole multiples of 2^-24, rounded to nearest even by the addition of 0.5
+        float rounded = bits_to_float(magnitude) + 0.5f;
+        return static_cast<u16>(sign | (float_to_bits(rounded) - 0x3f000000u));
+    }
+    u32 rounded = magnitude + 0xfffu + (magnitude >> 13 & 1u) - 0x38000000u;
+    return static_cast<u16>(sign | rounded >> 13);
+}
+// Without branches, so that the compiler can convert several values at once.
+DEVICE float from_fp16(u16 bits) {
+    u32 sign = (bits & 0x8000u) << 16, magnitude = bits & 0x7fffu, moved = magnitude << 13;
+    // a subnormal number as the fraction of 2^-14, which is then subtracted
+    u32 subnormal = float_to_bits(bits_to_float(moved + 0x38800000u) - 0x1p-14f);
+    u32 normal = moved + (magnitude < 0x7c00u ? 0x38000000u : 0x70000000u);
+    return bits_to_float(sign | (magnitude < 0x400u ? subnormal : normal));
+}
 
 // Kernels register themselves by name, with a function that gets the bytes of their arguments.
 typedef void (*Entry)(const void* arguments);

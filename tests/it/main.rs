@@ -32,6 +32,7 @@ mod golden_network;
 mod golden_reference;
 mod kernels_common;
 mod kernels_convolutions;
+mod kernels_fibers;
 mod kernels_host;
 mod kernels_networks;
 mod kernels_ranks;

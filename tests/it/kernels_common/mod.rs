@@ -52,67 +52,88 @@ fn sources(folder: &Path, out: &mut Vec<PathBuf>) {
     }
 }
 
-/// Compiles the kernels for a precision, once for every version of the sources; `None` without a
-/// compiler.
-pub fn compile(precision: Precision, sanitize: bool) -> Option<PathBuf> {
-    let optimised: &[&str] = &["-O2"];
-    let sanitized: &[&str] = &[
-        "-O1",
-        "-g",
-        "-fsanitize=address,undefined",
-        "-fno-sanitize-recover=all",
-        "-fno-omit-frame-pointer",
-    ];
-    let (flags, kind) = if sanitize {
-        (sanitized, "-sanitized")
+/// How the kernels and the fibers are compiled: optimised, or with the sanitizers, whose reports name lines
+/// but no variables (with these the compiler takes half as long again).
+fn flags(sanitize: bool) -> &'static [&'static str] {
+    if sanitize {
+        &[
+            "-O1",
+            "-g1",
+            "-fsanitize=address,undefined",
+            "-fno-sanitize-recover=all",
+            "-fno-omit-frame-pointer",
+            "-fPIC",
+            "-fvisibility=hidden",
+        ]
     } else {
-        (optimised, "")
-    };
+        &["-O2", "-fPIC", "-fvisibility=hidden"]
+    }
+}
+
+/// The kernels for a precision as an object file, for the programs that replay launches and for the
+/// stand-in driver.
+fn object(precision: Precision, sanitize: bool) -> Option<PathBuf> {
+    let kind = if sanitize { "-sanitized" } else { "" };
+    build(
+        &format!("kernels-{precision}{kind}.o"),
+        &|k, beside, compile| {
+            let define = format!("-DPRECISION={}", number(precision));
+            let flags = [flags(sanitize), &["-c", &define, "-x", "c++"]].concat();
+            compile(&flags, &[k.join("paragon.cu")], beside);
+        },
+    )
+}
+
+/// Compiles the program that replays launches of a precision, once for every version of the sources;
+/// `None` without a compiler.
+pub fn compile(precision: Precision, sanitize: bool) -> Option<PathBuf> {
+    let kernels = object(precision, sanitize)?;
+    let kind = if sanitize { "-sanitized" } else { "" };
     build(
         &format!("replay-{precision}{kind}"),
         &|k, beside, compile| {
             let define = format!("-DPRECISION={}", number(precision));
-            let files = ["paragon.cu", "host/shim.cpp", "host/replay.cpp"].map(|f| k.join(f));
-            compile(&[flags, &[&define, "-x", "c++"]].concat(), &files, beside);
+            let files = [
+                k.join("host/shim.cpp"),
+                k.join("host/replay.cpp"),
+                kernels.clone(),
+            ];
+            compile(&[flags(sanitize), &[&define]].concat(), &files, beside);
+        },
+    )
+}
+
+/// A program that replays launches of the kernels of `host/fibers_test.cpp`.
+pub fn fibers(precision: Precision, sanitize: bool) -> Option<PathBuf> {
+    let kind = if sanitize { "-sanitized" } else { "" };
+    build(
+        &format!("fibers-{precision}{kind}"),
+        &|k, beside, compile| {
+            let define = format!("-DPRECISION={}", number(precision));
+            let files = ["fibers_test.cpp", "shim.cpp", "replay.cpp"];
+            let files = files.map(|file| k.join("host").join(file));
+            compile(&[flags(sanitize), &[&define]].concat(), &files, beside);
         },
     )
 }
 
 /// A folder with a stand-in `libcuda.so` that runs kernels of all three precisions on fibers.
 pub fn driver() -> Option<PathBuf> {
+    let all = [Precision::F32, Precision::Bf16, Precision::Fp16];
+    // at the same time, because nearly every test of the driver waits for them
+    let objects = std::thread::scope(|scope| {
+        let started = all.map(|precision| scope.spawn(move || object(precision, false)));
+        started.map(|thread| thread.join().unwrap())
+    });
+    let objects: Vec<PathBuf> = objects.into_iter().collect::<Option<_>>()?;
     let library = build("libcuda", &|k, beside, compile| {
-        let all = [Precision::F32, Precision::Bf16, Precision::Fp16];
-        let objects = all.map(|precision| beside.with_extension(format!("{precision}.o")));
-        // at the same time, because nearly every test of the driver waits for them
-        std::thread::scope(|scope| {
-            for (precision, object) in all.iter().zip(&objects) {
-                let define = format!("-DPRECISION={}", number(*precision));
-                scope.spawn(move || {
-                    let visibility = ["-O2", "-fPIC", "-fvisibility=hidden"];
-                    let flags = [&visibility[..], &["-c", &define, "-x", "c++"]].concat();
-                    compile(&flags, &[k.join("paragon.cu")], object);
-                });
-            }
-        });
+        let link = ["-shared", "-Wl,-soname,libcuda.so"];
         let files = [
             vec![k.join("host/shim.cpp"), k.join("host/driver.cpp")],
-            objects.to_vec(),
+            objects.clone(),
         ]
         .concat();
-        compile(
-            &[
-                "-O2",
-                "-fPIC",
-                "-shared",
-                "-fvisibility=hidden",
-                "-Wl,-soname,libcuda.so",
-            ],
-            &files,
-            beside,
-        );
-        objects
-            .iter()
-            .for_each(|o| std::fs::remove_file(o).unwrap());
+        compile(&[flags(false), &link].concat(), &files, beside);
     })?;
     Some(folder_with(&library, "libcuda.so"))
 }
@@ -169,12 +190,17 @@ fn instructions() -> &'static [&'static str] {
 /// Makes a file from the kernels, once for every version of their sources. `make` gets the folder
 /// of the sources and the path to write.
 fn build(name: &str, make: &dyn Fn(&Path, &Path, Compile<'_>)) -> Option<PathBuf> {
-    // one lock for each name, so that two tests can make different files at the same time
-    static LOCKS: Mutex<BTreeMap<String, Arc<Mutex<()>>>> = Mutex::new(BTreeMap::new());
-    let mut locks = LOCKS.lock().unwrap_or_else(|e| e.into_inner());
-    let lock = locks.entry(name.to_string()).or_default().clone();
-    drop(locks);
-    let _held = lock.lock().unwrap_or_else(|e| e.into_inner());
+    // one lock for each name, so that two tests can make different files at the same time; it holds
+    // the file once that is known
+    type Made = Arc<Mutex<Option<PathBuf>>>;
+    static MADE: Mutex<BTreeMap<String, Made>> = Mutex::new(BTreeMap::new());
+    let mut all = MADE.lock().unwrap_or_else(|e| e.into_inner());
+    let own = all.entry(name.to_string()).or_default().clone();
+    drop(all);
+    let mut own = own.lock().unwrap_or_else(|e| e.into_inner());
+    if own.is_some() {
+        return own.clone();
+    }
     let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".to_string());
     if Command::new(&compiler).arg("--version").output().is_err() {
         assert!(
@@ -194,7 +220,8 @@ fn build(name: &str, make: &dyn Fn(&Path, &Path, Compile<'_>)) -> Option<PathBuf
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let made = folder.join(format!("{name}-{:08x}", hasher.finalize()));
     if made.exists() {
-        return Some(made);
+        *own = Some(made);
+        return own.clone();
     }
     let beside = folder.join(format!("{name}-{}.beside", std::process::id()));
     make(&kernels(), &beside, &|flags, files, out| {
@@ -221,7 +248,46 @@ fn build(name: &str, make: &dyn Fn(&Path, &Path, Compile<'_>)) -> Option<PathBuf
         );
     });
     std::fs::rename(&beside, &made).unwrap();
-    Some(made)
+    *own = Some(made);
+    own.clone()
+}
+
+/// Runs a program that replays launches. `list`: buffers and launches, as `host/replay.cpp` has them.
+/// Returns the buffers' bytes after it, or the message of the fibers or of a sanitizer. The barrier at
+/// `without` does nothing.
+pub fn replay(
+    program: &Path,
+    order: Order,
+    without: Option<&str>,
+    list: &[u8],
+) -> Result<Vec<u8>, String> {
+    let folder = tempfile::tempdir().unwrap();
+    let (launches, out) = (folder.path().join("program"), folder.path().join("out"));
+    std::fs::write(&launches, list).unwrap();
+    let order = match order {
+        Order::Forward => "forward",
+        Order::Backward => "backward",
+        Order::Mixed => "mixed",
+    };
+    let output = Command::new(program)
+        .envs(without.iter().map(|place| ("PARAGON_FIBERS_SKIP", place)))
+        .arg(&launches)
+        .arg(&out)
+        .arg(order)
+        .env(
+            "ASAN_OPTIONS",
+            "detect_stack_use_after_return=0:detect_leaks=0",
+        )
+        .output()
+        .unwrap();
+    if !output.status.success() {
+        let said: String = String::from_utf8_lossy(&output.stderr)
+            .chars()
+            .take(4000)
+            .collect();
+        return Err(format!("{}: {said}", output.status));
+    }
+    Ok(std::fs::read(&out).unwrap())
 }
 
 /// The buffers of a plan in host memory, each allocated by itself; launches run on them.
@@ -276,8 +342,6 @@ impl Host {
     pub fn run(&mut self, scalars: &Scalars, launches: &[Launch]) -> Result<(), String> {
         let set = scalars_launch(&self.plan, scalars);
         let launches: Vec<&Launch> = set.iter().chain(launches).collect();
-        let folder = tempfile::tempdir().unwrap();
-        let (program, out) = (folder.path().join("program"), folder.path().join("out"));
         // Buffers that no launch addresses stay here: a network's parameters and the optimizer's
         // state are much larger than the values of one operation.
         let mut used = vec![false; self.memory.len()];
@@ -313,34 +377,7 @@ impl Host {
         let mut bytes = text.into_bytes();
         let addressed = self.memory.iter().zip(&used).filter(|(_, used)| **used);
         addressed.for_each(|(m, _)| bytes.extend_from_slice(m));
-        std::fs::write(&program, bytes).unwrap();
-        let order = match self.order {
-            Order::Forward => "forward",
-            Order::Backward => "backward",
-            Order::Mixed => "mixed",
-        };
-        let output = Command::new(&self.program)
-            .envs(
-                self.without
-                    .iter()
-                    .map(|place| ("PARAGON_FIBERS_SKIP", place)),
-            )
-            .arg(&program)
-            .arg(&out)
-            .arg(order)
-            .env(
-                "ASAN_OPTIONS",
-                "detect_stack_use_after_return=0:detect_leaks=0",
-            )
-            .output()
-            .unwrap();
-        if !output.status.success() {
-            return Err(String::from_utf8_lossy(&output.stderr)
-                .chars()
-                .take(4000)
-                .collect());
-        }
-        let result = std::fs::read(&out).unwrap();
+        let result = replay(&self.program, self.order, self.without.as_deref(), &bytes)?;
         let mut at = 0;
         for (m, _) in self.memory.iter_mut().zip(&used).filter(|(_, used)| **used) {
             let end = at + m.len();
