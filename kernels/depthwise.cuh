@@ -81,14 +81,15 @@ struct TensorDepthwise {
         }
     }
 
-    // Two rows of eight pixels of a plane. `from`: a lane's address in the plane: lane 8r + i
-    // points r rows below pixel i's upper left neighbour; two rows of results need these four rows.
-    // The upper and the lower tap of a column are one product, because two rows of results then use
+    // Two rows of eight pixels of two planes, which are given to finish(0 or 1, results). `from`: a lane's
+    // address in the first plane: lane 8r + i points r rows below pixel i's upper left neighbour; two rows
+    // of results need these four rows. `pitch`: pieces from one plane to the next. The products of the
+    // planes alternate, so that they do not wait for one another. The upper and the lower tap of a column are one product, because two rows of results then use
     // a column's four matrices as they were loaded.
-    DEVICE_MEMBER static void two_planes(float (&sum)[2][4], const TensorDepthwise (&plane)[2], const Wide* from, int pitch) {
+    template <class Finish>
+    DEVICE_MEMBER static void two_planes(const TensorDepthwise (&plane)[2], const Wide* from, int pitch, const Finish& finish) {
+        float sum[2][4] = {{0, 0, 0, 0}, {0, 0, 0, 0}};
         u32 m[2][4], before[2][2] = {{0, 0}, {0, 0}};
-        UNROLL
-        for (int i = 0; i < 8; i++) sum[i / 4][i % 4] = 0;
         UNROLL
         for (int kx = 0; kx < 3; kx++) {
             UNROLL
@@ -104,6 +105,8 @@ struct TensorDepthwise {
         }
         UNROLL
         for (int j = 0; j < 2; j++) mma_16x8x16(sum[j], {m[j][1], m[j][2], ONES, ONES}, plane[j].last);
+        finish(0, sum[0]);
+        finish(1, sum[1]);
     }
 
     // Four rows, which need six, two of which both halves use.
@@ -193,6 +196,14 @@ struct PlainDepthwise {
     }
 
     // As those of TensorDepthwise.
+    template <class Finish>
+    DEVICE_MEMBER static void two_planes(const PlainDepthwise (&plane)[2], const Wide* from, int pitch, const Finish& finish) {
+        float result[4];
+        plane[0].two_rows(result, from);
+        finish(0, result);
+        plane[1].two_rows(result, from + pitch);
+        finish(1, result);
+    }
     DEVICE_MEMBER void two_rows(float (&result)[4], const Wide* from) const {
         float sum[2][2];
         begin(sum);

@@ -476,23 +476,20 @@ DEVICE void nano_back_slopes(NanoSums<TapSums>& sums, const Wide* hidden, u32* d
             float outputs[4];
             mma_16x8x16(outputs, d_turned, ones, none);
             sums.taps.add_outputs(outputs, l);
-            float z[2][4];
-            if constexpr (Depthwise::AHEAD) Depthwise::two_planes(z, depthwise, from, plane_pieces(side));
-            UNROLL
-            for (int j = 0; j < 2; j++) {
-                if constexpr (!Depthwise::AHEAD) depthwise[j].two_rows(z[j], from + j * plane_pieces(side));
+            auto finish = [&](int j, const float(&z)[4]) {
                 u32 turned[2];
                 UNROLL
                 for (int k = 0; k < 2; k++) {
                     float g[2], slope[2];
                     UNROLL
-                    for (int i = 0; i < 2; i++) gelu_pair(z[j][2 * k + i], g[i], slope[i]);
+                    for (int i = 0; i < 2; i++) gelu_pair(z[2 * k + i], g[i], slope[i]);
                     u32 value = pack_half(dg[j][2 * k] * slope[0], dg[j][2 * k + 1] * slope[1]);
                     if (there) to[(j * plane_pieces(dz_side) + k * dz_side) * 4] = value;
                     turned[k] = transpose(pack_half(g[0], g[1]));
                 }
                 mma_16x8x16(sums.product[j], d_turned, turned);
-            }
+            };
+            Depthwise::two_planes(depthwise, from, plane_pieces(side), finish);
             from += 4 * side;
             to += 4 * dz_side * 4;
         }

@@ -84,6 +84,9 @@ DEVICE void multiply(Results& s, const Wide* tile, const Wide* weights) {
         mma_16x8x16(s.last, a[5], lowest[v * FRAGMENT].word);
     }
 }
+// All bits in the lanes that have the last four places of row `row`, none in others. The compiler must not know
+// it, or it makes one of two loops for either kind of lanes, which have to run products together.
+DEVICE u32 lanes_of(int row, int lane_half) { return (u32)anew(lane_half == row ? -1 : 0); }
 // Edges are computed for one row after the other, which then is the first of the two.
 DEVICE void exchange_rows(Results& s) {
     UNROLL
@@ -95,9 +98,10 @@ DEVICE void exchange_rows(Results& s) {
 }
 // Adds the products of an entry of an edge for pixels of row `row`.
 DEVICE void multiply_row(Results& s, int row, const u32 (&a)[4], Halves f) {
-    bool own = (int)threadIdx.x % 32 / 16 == row;
+    // as the operand has them, column by column
+    u32 own = lanes_of(row, threadIdx.x % 32 / 16);
     mma_16x8x16(s.first[0], a, f.low);
-    mma_16x8x16(s.last, a, {own ? f.high[0] : 0, own ? f.high[1] : 0});
+    mma_16x8x16(s.last, a, {f.high[0] & own, f.high[1] & own});
 }
 
 // The gradient of 16 features of 16 pixels of a row, for two rows.
@@ -193,12 +197,13 @@ DEVICE void multiply_entries(Sums& s, int row, const Wide* tile, int y, int x, b
 DEVICE void add_bias(Results& s, int row, const float* of_slots, const float* gain, int column) {
     Biases b = load_biases(of_slots, gain);
     int group = threadIdx.x % 32 / 4;
-    bool own = (int)threadIdx.x % 4 / 2 == row;
+    // as the results have them
+    u32 own = lanes_of(row, threadIdx.x % 4 / 2);
     UNROLL
     for (int i = 0; i < 4; i++) {
         bool on = column < 0 || group + i / 2 * 8 == column;
         s.first[0][i] += on ? b.first[i % 2] : 0.0f;
-        s.last[i] += on && own ? b.last[i % 2] : 0.0f;
+        s.last[i] += on ? bits_to_float(float_to_bits(b.last[i % 2]) & own) : 0.0f;
     }
 }
 DEVICE void add_bias(Square&, int, const float*, const float*, int) {}
@@ -331,8 +336,9 @@ DEVICE void reconstruct_tiles(const ReconstructArguments& arg) {
             const float* f32 = arg.folded + group * chunks * GROUP_SUMS;
             Results s = {{{0, 0, 0, 0}, {0, 0, 0, 0}}, {0, 0, 0, 0}};
             if (AHEAD) add(s, biases);
+            // counted from after the base's loops, which lanes leave at different times
             ROLLED
-            for (int chunk = 0; chunk < chunks; chunk++) {
+            for (int chunk = CHUNKS ? 0 : anew(0); chunk < chunks; chunk++) {
                 const Wide* own = fragments + (group * chunks + chunk) * GROUP_FRAGMENTS;
                 if (SCALE != 2 || chunk > 0) {
                     if (group > 0 || chunk > 0) barrier();

@@ -70,18 +70,19 @@ def work(paragon, network, precision, step):
     for kind in found["operations"]:
         kind["pixels"] = lq * lq * batch
         if kind["operation"].startswith("reconstruct"):
-            kind["multiply_adds"] = folded(kind)
+            kind["multiply_adds"] = folded(kind, 16 if precision == "f32" else 13)
     return found, None
 
 
-def folded(kind):
-    """Multiply-adds of the reconstruction at scale 2 as the kernels compute it: one 5x5 convolution to 16 values an LQ pixel. The plan states
-    those of up.0 and conv_out: 36 F^2 + 108 F a pixel for F features, and twice as many for the backward pass."""
+def folded(kind, values):
+    """Multiply-adds of the reconstruction at scale 2 as the kernels compute it: one 5x5 convolution to 12 values an LQ pixel, which costs as much
+    as one to `values`: in f32 four more are zeros, and a few of the products of tensor cores are. The plan states those of up.0 and conv_out:
+    36 F^2 + 108 F a pixel for F features, and twice as many for the backward pass."""
     passes = 2 if kind["operation"].endswith("backward") else 1
     pixels = kind["pixels"]
     each = kind["multiply_adds"] / passes / pixels
     features = (math.sqrt(108**2 + 4 * 36 * each) - 108) / (2 * 36)
-    return round(passes * pixels * 25 * 16 * features)
+    return round(passes * pixels * 25 * values * features)
 
 
 def rate(operation, precision, card):

@@ -1115,10 +1115,9 @@ fn a_missing_barrier_is_noticed() {
     let losses: Chosen =
         |op| matches!(op, Op::PixelLoss(_) | Op::StructuralLoss(_) | Op::Update(_));
     let both = &[Precision::Bf16, Precision::F32][..];
-    let files: [(&str, &[Precision], Chosen); 12] = [
+    let files: [(&str, &[Precision], Chosen); 11] = [
         ("nano_mma.cuh", &both[..1], block),
         ("nano_plain.cuh", &both[1..], block),
-        ("reconstruct.cu", &both[..1], end),
         ("reconstruct_mma.cuh", &both[..1], end),
         ("reconstruct_plain.cuh", &both[1..], end),
         ("base.cuh", &both[1..], end),
