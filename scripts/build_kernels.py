@@ -230,6 +230,22 @@ def check_machine_code():
     assert zstandard.ZstdDecompressor().stream_reader(header(b"") + zstandard.compress(b"code"), read_across_frames=True).read() == b"code"
 
 
+def compiled_module(module):
+    """Returns the PTX of a module, given as (precision, generation), without comments, and what is wrong with it."""
+    precision, generation = module
+    ptx, _ = Nvrtc().compile(precision, f"compute_{generation}")
+    where = f"({precision}, sm_{generation})"
+    wrong = [f"{kernel} {where}: a part of a warp may reach `{instruction}`" for kernel, instruction in ptx_branches.partial_warps(ptx)]
+    for kernel in ptx_branches.wrong_starts(ptx, waits=generation >= 90):
+        wrong.append(f"{kernel} {where}: it must wait for the kernel ahead of it on cards from sm_90 on, before anything else")
+    return without_comments(ptx), wrong
+
+
+def registers_on(card):
+    """Returns what the kernels need on a card, given as (precision, generation): {kernel: (registers, local memory, spilled bytes)}."""
+    return resources(Nvrtc().compile(card[0], f"sm_{card[1]}")[1])
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="compare with the committed files instead of writing them")
@@ -249,22 +265,16 @@ def main():
     ptx_branches.check_itself()
     if args.check:
         check_machine_code()
-    nvrtc = Nvrtc()
-    files = {}
-    for precision, generation in MODULES:
-        ptx, _ = nvrtc.compile(precision, f"compute_{generation}")
-        code = without_comments(ptx)
-        for kernel, instruction in ptx_branches.partial_warps(ptx):
-            wrong.append(f"{kernel} ({precision}, sm_{generation}): a part of a warp may reach `{instruction}`")
-        for kernel in ptx_branches.wrong_starts(ptx, waits=generation >= 90):
-            wrong.append(f"{kernel} ({precision}, sm_{generation}): it must wait for the kernel ahead of it on cards from sm_90 on, before anything else")
-        files[f"{precision}_{generation}.ptx.zst"] = f"// activations: {precision}\n{code}\n"
-    table, many = {}, []
-    for precision in PRECISIONS:
-        for card in CARDS:
-            if precision == "bf16" and card < 80:
-                continue
-            for kernel, used in resources(nvrtc.compile(precision, f"sm_{card}")[1]).items():
+    cards = [(precision, card) for precision in PRECISIONS for card in CARDS if precision != "bf16" or card >= 80]
+    files, table, many = {}, {}, []
+    # the compiler uses one core
+    with concurrent.futures.ProcessPoolExecutor(os.cpu_count()) as workers:
+        modules, used_on = workers.map(compiled_module, MODULES), workers.map(registers_on, cards)
+        for (precision, generation), (code, faults) in zip(MODULES, modules):
+            files[f"{precision}_{generation}.ptx.zst"] = f"// activations: {precision}\n{code}\n"
+            wrong.extend(faults)
+        for (precision, card), kernels in zip(cards, used_on):
+            for kernel, used in kernels.items():
                 table.setdefault((kernel, precision), {})[card] = used
                 if used[2] > 0:
                     wrong.append(f"{kernel} ({precision}, sm_{card}) spills {used[2]} bytes")
@@ -275,7 +285,7 @@ def main():
     lines = [
         "# Registers of every kernel",
         "",
-        f"Written by `scripts/build_kernels.py` with NVRTC {nvrtc.version}. No kernel spills registers. `+40` are bytes of local memory a thread. "
+        f"Written by `scripts/build_kernels.py` with NVRTC {Nvrtc().version}. No kernel spills registers. `+40` are bytes of local memory a thread. "
         "Shared memory is dynamic; the launches state it. The program compares the table with what the driver's assembler made.",
         "",
         "| kernel | type | " + " | ".join(f"sm_{c}" for c in CARDS) + " |",
