@@ -470,13 +470,14 @@ def tiles_of(kernel, card, block):
 
 
 def least_and_most_edges(kernel, card):
-    """The first blocks of the two multiprocessors whose tiles touch edges of the image least and most often."""
+    """The first blocks of the two multiprocessors, of those with the most tiles, whose tiles touch edges of the image least and most often."""
     def touched(first):
         tiles = [tile for block in range(first, blocks_in(kernel, card), card.sms) for tile in tiles_of(kernel, card, block)]
         return len(tiles), sum(at in (0, 7) for tile in tiles for at in place_of(tile))
 
     by_edges = sorted(range(card.sms), key=touched)
-    return [by_edges[0], by_edges[-1]]
+    busiest = [first for first in by_edges if touched(first)[0] == touched(by_edges[-1])[0]]
+    return [busiest[0], busiest[-1]]
 
 
 def blocks_of(kernel, code, card, first):
