@@ -126,7 +126,7 @@ DEVICE float store_square(const SquareOutput& f, const float (&detail)[12], Tile
 #if PRECISION == 0
 #include "reconstruct_plain.cuh"
 #else
-#include "reconstruct_mma.cuh"
+#include "reconstruct_back_mma.cuh"
 #endif
 
 // The transposed upsampling and blur for one value: the gradient of LQ pixel (y, x) from channel c

@@ -1115,10 +1115,11 @@ fn a_missing_barrier_is_noticed() {
     let losses: Chosen =
         |op| matches!(op, Op::PixelLoss(_) | Op::StructuralLoss(_) | Op::Update(_));
     let both = &[Precision::Bf16, Precision::F32][..];
-    let files: [(&str, &[Precision], Chosen); 11] = [
+    let files: [(&str, &[Precision], Chosen); 12] = [
         ("nano_mma.cuh", &both[..1], block),
         ("nano_plain.cuh", &both[1..], block),
         ("reconstruct_mma.cuh", &both[..1], end),
+        ("reconstruct_back_mma.cuh", &both[..1], end),
         ("reconstruct_plain.cuh", &both[1..], end),
         ("base.cuh", &both[1..], end),
         ("conv.cu", both, conv),
