@@ -27,14 +27,10 @@
 #define ONES 0x3c003c00u
 #endif
 
-// A value rounded to half precision, and the remainder: two rows of an operand whose other side is ones.
-DEVICE u32 two_halves(float value) { return pack_half(value, value - low_half(pack_half(value, 0.0f))); }
-
 // A lane's taps of a plane as operands: zero except where the lane's row and column are the same
 // channel, because lanes off the diagonal read zeros.
 template <bool BACK>
 struct TensorDepthwise {
-    static const bool AHEAD = true;  // two planes at once: their products do not wait for one another
     // Of a hidden channel and, at number HIDDEN, of none.
     struct Shared {
         Wide* taps;   // eight of the nine, in two arrays
@@ -60,7 +56,7 @@ struct TensorDepthwise {
             to.last[channel] = word;
     }
     DEVICE_MEMBER static void store_start(Wide* at, int channel, float start) {
-        shared(at).starts[channel] = two_halves(start);
+        shared(at).starts[channel] = pack_half(start, start - low_half(pack_half(start, 0.0f)));
     }
     // The zeros, by the threads i of a block.
     DEVICE_MEMBER static void store_rest(Wide* at, u32 i) {
@@ -84,8 +80,8 @@ struct TensorDepthwise {
     // Two rows of eight pixels of two planes, which are given to finish(0 or 1, results). `from`: a lane's
     // address in the first plane: lane 8r + i points r rows below pixel i's upper left neighbour; two rows
     // of results need these four rows. `pitch`: pieces from one plane to the next. The products of the
-    // planes alternate, so that they do not wait for one another. The upper and the lower tap of a column are one product, because two rows of results then use
-    // a column's four matrices as they were loaded.
+    // planes alternate, so that they do not wait for one another. The upper and the lower tap of a column
+    // are one product, because two rows of results then use a column's four matrices as they were loaded.
     template <class Finish>
     DEVICE_MEMBER static void two_planes(const TensorDepthwise (&plane)[2], const Wide* from, int pitch, const Finish& finish) {
         float sum[2][4] = {{0, 0, 0, 0}, {0, 0, 0, 0}};
@@ -144,7 +140,6 @@ struct TensorDepthwise {
 // A lane has the taps of its two channels in registers.
 template <bool BACK>
 struct PlainDepthwise {
-    static const bool AHEAD = false;
     struct __attribute__((aligned(16))) TwoRows {
         float tap[2][2];
     };
